@@ -48,7 +48,7 @@ def save(path: str | Path, model: nn.Module, **recipe) -> Path:
     sidecar = {
         "format": FORMAT,
         "sha256": hashlib.sha256(weights).hexdigest(),
-        "weights": {name: list(value.shape) for name, value in state.items()},
+        "weights": {name: " x ".join(map(str, value.shape)) for name, value in state.items()},
         "recipe": recipe,
         "made_with": {"torch": torch.__version__, "machine": platform.machine()},
     }

@@ -62,7 +62,7 @@ def load_mnist(path: str | Path = MNIST) -> Mnist:
             "It ships with the package; install vae-book again, or give the path of a mnist.npz."
         )
     try:
-        with np.load(path) as archive:
+        with path.open("rb") as stream, np.load(stream) as archive:
             arrays = {name: archive[name] for name in MNIST_SHA256}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(

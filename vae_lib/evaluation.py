@@ -26,7 +26,7 @@ class Estimate:
 
     Example:
         >>> print(Estimate(torch.tensor([-90.0, -100.0, -110.0])))
-        -100.0 ± 5.8
+        -100.00 ± 5.77
     """
 
     values: Tensor
@@ -42,8 +42,8 @@ class Estimate:
         return self.values.double().std().item() / math.sqrt(len(self.values))
 
     def __str__(self) -> str:
-        """Mean and standard error, to a tenth of a nat."""
-        return f"{self.mean:.1f} ± {self.standard_error:.1f}"
+        """Mean and standard error, to a hundredth of a nat."""
+        return f"{self.mean:.2f} ± {self.standard_error:.2f}"
 
 
 class Scores(NamedTuple):
