@@ -38,7 +38,7 @@ class Estimate:
 
     @property
     def standard_error(self) -> float:
-        """The standard deviation of that mean over draws of n images: s / sqrt(n), in nats."""
+        """How much that mean varies between draws of n images, s / sqrt(n), in nats."""
         return self.values.double().std().item() / math.sqrt(len(self.values))
 
     def __str__(self) -> str:
