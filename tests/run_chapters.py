@@ -1,0 +1,136 @@
+"""Run the chapters and store their outputs: `python -m tests.run_chapters [--fresh] [file ...]`.
+
+A stored output that the tests call equal to the new one is kept, and the file is written in one
+canonical form; so running again changes nothing. `--fresh` takes every new output, which is what a
+change of style in the figures needs. A chapter that raises is left as it was. A picture that
+a page outside the chapters shows is copied to where that page finds it (PICTURES).
+"""
+
+import argparse
+import base64
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbval.kernel import CURRENT_ENV_KERNEL_NAME, NbvalKernelspecManager
+from nbval.plugin import coalesce_streams
+
+from tests.notebook_outputs import differences
+from tests.notebook_plugin import cell_rtol, code_cells, kernel_options, prepare_environment
+
+ROOT = Path(__file__).parents[1]
+CHAPTERS = ROOT / "chapters"
+PICTURES = {"fig-code-walk": ROOT / "book" / "_static" / "walk.png"}
+CELL_TIMEOUT = 300  # seconds, as in the tests
+NOTEBOOK_METADATA = {
+    "kernelspec": {
+        "display_name": "Python 3 (ipykernel)",
+        "language": "python",
+        "name": "python3",
+    },
+    "language_info": {"name": "python"},
+}
+CELL_METADATA = ["mystnb", "tags", "vae_book"]
+
+
+def canonical(nb):
+    """Return the one text in which a notebook is stored; nothing in it depends on who saved it."""
+    nb = nbformat.from_dict(nb)
+    nb.nbformat, nb.nbformat_minor = 4, 5
+    nb.metadata = nbformat.from_dict(NOTEBOOK_METADATA)
+    taken = set()
+    for index, cell in enumerate(nb.cells):
+        if cell.get("id") in {None, *taken}:
+            cell.id = hashlib.sha256(f"{index} {cell.source}".encode()).hexdigest()[:8]
+        taken.add(cell.id)
+        kept = {name: cell.metadata[name] for name in CELL_METADATA if cell.metadata.get(name)}
+        cell.metadata = nbformat.from_dict(kept)
+        if cell.cell_type == "code":
+            cell.outputs = [_canonical_output(output, cell) for output in _joined(cell.outputs)]
+    nbformat.validate(nb)
+    return nbformat.writes(nb).rstrip("\n") + "\n"
+
+
+def _joined(outputs):
+    return coalesce_streams(nbformat.from_dict(list(outputs)))
+
+
+def _canonical_output(output, cell):
+    output.pop("transient", None)
+    if output.output_type == "execute_result":
+        output.execution_count = cell.execution_count
+    if output.output_type == "error":
+        output.traceback = [f"{output.ename}: {output.evalue}"]  # the rest holds paths and colours
+    return output
+
+
+def execute(nb, folder):
+    """Run a notebook in the current environment, in its own folder, with the tests' settings."""
+    prepare_environment()
+    kernel = AsyncKernelManager(
+        kernel_name=CURRENT_ENV_KERNEL_NAME, kernel_spec_manager=NbvalKernelspecManager()
+    )
+    client = NotebookClient(nb, km=kernel, timeout=CELL_TIMEOUT)
+    options = kernel_options(folder)
+    client.extra_arguments = options.pop("extra_arguments")
+    # nbclient shuts down only the kernels that it made, unless told to.
+    client.execute(cleanup_kc=True, **options)
+
+
+def run(path, fresh=False):
+    """Run the notebook in a file and write it back; return how many cells have new outputs."""
+    stored = nbformat.read(path, as_version=4)
+    new = nbformat.from_dict(stored)
+    execute(new, path.parent)
+    changed = 0
+    for old_cell, cell in zip(code_cells(stored), code_cells(new), strict=True):
+        if differences(old_cell.outputs, cell.outputs, cell_rtol(cell)) or fresh:
+            changed += 1
+        else:
+            cell.outputs = old_cell.outputs
+    _write(path, canonical(new))
+    for name, file in PICTURES.items():
+        if png := picture(new, name):
+            file.write_bytes(png)
+    return changed
+
+
+def picture(nb, name):
+    """Return the stored PNG of a named figure, or None if the notebook has none of that name."""
+    for cell in code_cells(nb):
+        if cell.metadata.get("mystnb", {}).get("figure", {}).get("name") == name:
+            return base64.b64decode(cell.outputs[0].data["image/png"])
+
+
+def _write(path, text):
+    """Replace a file whole, so that an interrupted run leaves the old one."""
+    if path.read_text(encoding="utf-8") == text:
+        return
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(beside, path)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("files", nargs="*", type=Path, help="notebooks; all chapters if none")
+    parser.add_argument("--fresh", action="store_true", help="keep no stored output")
+    options = parser.parse_args(arguments)
+    for path in options.files or sorted(CHAPTERS.glob("*.ipynb")):
+        try:
+            changed = run(path, options.fresh)
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+            # The message of nbclient holds the source of the cell and the traceback.
+            print(f"{path}: a cell failed, the file is left as it was\n{error}", file=sys.stderr)
+            return 1
+        print(f"{path}: {changed or 'no'} {'cell has' if changed == 1 else 'cells have'} changed")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
