@@ -12,7 +12,8 @@ class LinearDecoder(nn.Module):
 
     def __init__(self, weight, bias, std):
         super().__init__()
-        self.weight, self.bias, self.log_std = weight, bias, torch.tensor(std, dtype=torch.float64).log()
+        self.weight, self.bias = weight, bias
+        self.log_std = torch.tensor(std, dtype=torch.float64).log()
 
     def forward(self, z):
         mean = z @ self.weight.T + self.bias

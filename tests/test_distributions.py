@@ -146,3 +146,27 @@ def test_bernoulli_samples_have_the_mean_they_should():
     p = torch.sigmoid(logits[0])
     torch.testing.assert_close(coins.mean[0], p)
     assert ((x.mean(0) - p).abs() < 5 * (p * (1 - p) / 50_000).sqrt()).all()
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (
+            torch.tensor([0.0, 0.5, 1.0]),
+            r"expected zeros and ones, got values from 0 to 1.*binarize",
+        ),
+        (torch.tensor([0.0, 255.0, 0.0]), r"expected zeros and ones, got values from 0 to 255"),
+        (torch.tensor([0.0, float("nan"), 0.0]), r"expected zeros and ones"),
+        (torch.zeros(4), r"expected 3 pixels a row, got shape \(4,\)"),
+    ],
+)
+def test_what_no_coin_shows_is_refused(x, message):
+    with pytest.raises(ValueError, match=message):
+        Bernoulli(torch.zeros(3)).log_prob(x)
+
+
+def test_zeros_and_ones_may_be_bytes():
+    x = torch.tensor([0, 1, 1], dtype=torch.uint8)
+    torch.testing.assert_close(
+        Bernoulli(draw(3)).log_prob(x), Bernoulli(draw(3)).log_prob(x.double())
+    )

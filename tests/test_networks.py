@@ -48,3 +48,9 @@ def test_the_two_heads_stand_side_by_side_on_one_trunk():
     torch.testing.assert_close(first, net.first(torch.tanh(x)))
     torch.testing.assert_close(second, net.second(torch.tanh(x)))
     assert not torch.equal(net.first.weight, net.second.weight)
+
+
+@pytest.mark.parametrize("shape", [(3, 28, 28), (3, 1024), ()])
+def test_images_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"x: expected rows of 784 numbers, got shape .*flatten"):
+        linear(784, 5)(torch.zeros(shape))

@@ -134,8 +134,22 @@ class Bernoulli:
 
         Returns:
             Nats, shape (...); never positive.
+
+        Raises:
+            ValueError: Another number of pixels, or values that are not zeros and ones. Grey
+                levels would give a number, but not the probability of a grey image.
         """
-        target = x.expand_as(self.logits)
+        if x.shape[-1:] != self.logits.shape[-1:]:
+            raise ValueError(
+                f"x: expected {self.logits.shape[-1]} pixels a row, got shape {tuple(x.shape)}. "
+                "Flatten pictures with x.flatten(1)."
+            )
+        if not ((x == 0) | (x == 1)).all():
+            raise ValueError(
+                f"x: expected zeros and ones, got values from {x.min():g} to {x.max():g}. "
+                "Make them with vae_lib.data.binarize."
+            )
+        target = x.to(self.logits.dtype).expand_as(self.logits)
         loss = F.binary_cross_entropy_with_logits(self.logits, target, reduction="none")
         return -loss.sum(-1)
 

@@ -6,6 +6,18 @@ import torch
 from torch import Tensor, nn
 
 
+class _Linear(nn.Linear):
+    """An affine layer that says what it expected."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1:] != (self.in_features,):
+            raise ValueError(
+                f"x: expected rows of {self.in_features} numbers, got shape {tuple(x.shape)}. "
+                "Flatten pictures with x.flatten(1), or make a network of that size."
+            )
+        return super().forward(x)
+
+
 def linear(inputs: int, outputs: int, generator: torch.Generator | None = None) -> nn.Linear:
     """Make an affine layer with Glorot's uniform weights and zero biases.
 
@@ -25,7 +37,7 @@ def linear(inputs: int, outputs: int, generator: torch.Generator | None = None) 
         >>> layer.weight.shape, layer.bias.abs().sum().item()
         (torch.Size([500, 784]), 0.0)
     """
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    layer = nn.utils.skip_init(_Linear, inputs, outputs)
     nn.init.xavier_uniform_(layer.weight, generator=generator)
     nn.init.zeros_(layer.bias)
     return layer
