@@ -15,7 +15,9 @@ FORMAT = "vae_lib checkpoint 1"
 
 
 def save(path: str | Path, model: nn.Module, **recipe) -> Path:
-    """Write a model's weights and how they came to be; all of it or nothing.
+    """Write a model's weights and how they came to be, each file whole or not at all.
+
+    A crash in the moment between the two files leaves a pair that `load` refuses.
 
     Arguments:
         path: Where to write, without an ending: `path`.safetensors and `path`.json result.
@@ -58,9 +60,7 @@ def save(path: str | Path, model: nn.Module, **recipe) -> Path:
         raise ValueError(f"recipe: expected JSON types only, but {error}.") from error
     target, described = _pair(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # The JSON goes last: its sha256 vouches for weights that are already in place.
-    _write(target, weights)
-    _write(described, text.encode())
+    _write({target: weights, described: text.encode()})
     return target
 
 
@@ -132,14 +132,18 @@ def _check_shapes(state: dict, model: nn.Module, file: Path) -> None:
         )
 
 
-def _write(file: Path, content: bytes) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never half of one."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+def _write(contents: dict[Path, bytes]) -> None:
+    """Write files so that a crash leaves the old ones or the new ones, never half of one."""
+    partials = {file: file.with_name(f".{file.name}.{os.getpid()}.partial") for file in contents}
     try:
-        with partial.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(file)
+        for file, partial in partials.items():
+            with partial.open("wb") as stream:
+                stream.write(contents[file])
+                stream.flush()
+                os.fsync(stream.fileno())
+        # Everything is on the disk; what is left takes microseconds.
+        for file, partial in partials.items():
+            partial.replace(file)
     finally:
-        partial.unlink(missing_ok=True)
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)

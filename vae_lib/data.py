@@ -112,7 +112,7 @@ def binarize(
 
     - "threshold": a pixel is 1 if its grey is above one half (on bytes: at least 128).
     - "static": a pixel is 1 with a probability equal to its grey, drawn once and for all with
-      `seed`. The protocol of Larochelle and Murray (2011), though not their draw.
+      `seed`. One fixed draw, as in the data of Larochelle and Murray (2011), but not theirs.
     - "dynamic": the same draw, made anew at every call with `generator`. The protocol of
       Burda, Grosse and Salakhutdinov (2016).
 

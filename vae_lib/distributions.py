@@ -93,7 +93,8 @@ class DiagonalGaussian:
             other: p, broadcast against q.
 
         Returns:
-            Nats, shape (...); never negative, and zero only where the two are equal.
+            Nats, shape (...); zero where the two are equal and positive elsewhere, but for
+            rounding (about 1e-7 in 32-bit floats).
         """
         log_ratio = self.log_std - other.log_std
         shift = (self.mean - other.mean) * torch.exp(-other.log_std)
@@ -104,8 +105,8 @@ class Bernoulli:
     r"""Independent coin tosses, one a pixel, given by their logits.
 
     The logit of a probability p is :math:`\log p/(1 - p)`. Logits rather than probabilities,
-    because :math:`\log p` of a pixel that the network is sure of underflows, and an epsilon
-    added to keep it finite changes the loss.
+    because the probability of a pixel that the network is sure of rounds to 0 or 1, whose
+    logarithm is infinite, and an epsilon added to keep it finite changes the loss.
 
     Arguments:
         logits: Any real numbers, shape (..., d).

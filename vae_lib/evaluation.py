@@ -61,7 +61,7 @@ def held_out_elbo(model: VAE, images: Tensor, *, seed: int = 0, batch_size: int 
         model: A VAE.
         images: Shape (n, pixels), in the support of the decoder's distribution.
         seed: Of the noise.
-        batch_size: How many images to score at a time; a matter of memory only.
+        batch_size: How many images to score at a time. Another size gives an image other noise.
 
     Returns:
         ELBO (larger is better), distortion and rate, one value per image each.
@@ -92,16 +92,16 @@ def log_likelihood(
     .. math:: \log p(x) \ge E \left[ \log \frac1k \sum_{i=1}^k w_i \right], \quad
         w_i = \frac{p(x | z_i) p(z_i)}{q(z_i | x)}, \quad z_i \sim q(z | x)
 
-    Equation 8 of Burda, Grosse and Salakhutdinov (2016). For k = 1 it is the ELBO; it rises
-    with k and tends to log p(x). A difference between two models is meaningful only on the
-    same images with the same k.
+    Equation 8 of Burda, Grosse and Salakhutdinov (2016). For k = 1 it is the ELBO; its
+    expectation does not fall with k and tends to log p(x), if the weights are bounded. A
+    difference between two models is meaningful only on the same images with the same k.
 
     Arguments:
         model: A VAE.
         images: Shape (n, pixels).
         samples: k, the number of latents per image, at least 1.
         seed: Of the noise.
-        batch_size: How many images to score at a time; a matter of memory only.
+        batch_size: How many images to score at a time. Another size gives an image other noise.
 
     Returns:
         One value per image, in nats; larger is better.

@@ -42,8 +42,8 @@ __all__ = [
     "use_style",
 ]
 
-# One palette with fixed meanings, after Okabe and Ito (2008): the colours differ in lightness too,
-# so they stay apart in every common form of colour blindness and in grey print.
+# One palette with fixed meanings, after Okabe and Ito (2008), whose colours stay apart in the
+# common forms of colour blindness. In grey print they do not: there, tell curves by their style.
 INK = "#1a1a1a"  # text, axes, and data that takes no side
 THE_POST = "#d55e00"  # what the blog post does, as written (vermilion)
 CORRECTED = "#0072b2"  # the same thing done right (blue)
@@ -178,7 +178,7 @@ def image_sheet(images, columns=10, *, side=28, row_labels=None, title=None):
     return fig
 
 
-def curves(series, *, xlabel, ylabel, colors=None, title=None):
+def curves(series, *, xlabel, ylabel, colors=None, dashed=(), title=None):
     """Draw one curve for each entry of a dictionary, with a legend where there are several.
 
     Arguments:
@@ -186,6 +186,7 @@ def curves(series, *, xlabel, ylabel, colors=None, title=None):
         xlabel: name of the horizontal axis, with its unit.
         ylabel: name of the vertical axis, with its unit.
         colors: `{label: colour}`, or None; a label that is missing takes the next free colour.
+        dashed: the labels of the curves to draw dashed.
         title: a string, or None.
 
     Returns:
@@ -210,7 +211,8 @@ def curves(series, *, xlabel, ylabel, colors=None, title=None):
                 f"series[{label!r}] must be x and y of shape (n,), got {x.shape} and {y.shape}; "
                 "give one y for each x"
             )
-        ax.plot(x, y, color=(colors or {}).get(label), label=label)
+        style = "--" if label in dashed else "-"
+        ax.plot(x, y, style, color=(colors or {}).get(label), label=label)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     if title:
         ax.set_title(title)

@@ -38,7 +38,8 @@ def terms(model: VAE, x: Tensor, generator: torch.Generator | None = None) -> Te
         generator: The source of the noise; None takes PyTorch's global one.
 
     Returns:
-        Distortion and rate, each of shape (batch,), in nats; the rate is never negative.
+        Distortion and rate, each of shape (batch,), in nats; the rate is not negative, but for
+        rounding.
 
     Example:
         >>> from vae_lib.model import dense_vae
