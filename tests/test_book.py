@@ -1,0 +1,182 @@
+"""The built pages, read as files: what they load, where they lead, what they say of pictures."""
+
+import importlib.util
+import re
+import subprocess
+from html.parser import HTMLParser
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import yaml
+
+from tests import book_pages
+from tests.book_pages import ROOT
+
+pytest.importorskip("jupyter_book", reason="the book is built with the extra [book]")
+
+# The attributes by which a page loads something; a link (<a href>) only offers it.
+LOADS = {
+    "script": "src",
+    "img": "src",
+    "iframe": "src",
+    "source": "src",
+    "video": "src",
+    "audio": "src",
+    "embed": "src",
+    "object": "data",
+    "link": "href",
+}
+REMOTE_IN_CSS = re.compile(r"""(?:url\(\s*|@import\s+)["']?(?:https?:)?//[^"')\s]*""")
+
+
+class Page(HTMLParser):
+    """What the tests want to know of a page."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.language, self.title = None, ""
+        self._in_title = self._in_style = False
+        self.loads, self.links, self.alts, self.anchors, self.styles = [], [], [], set(), []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        if tag == "html":
+            self.language = given.get("lang")
+        if given.get(LOADS.get(tag)):
+            self.loads.append(given[LOADS[tag]])
+        if tag == "a" and "href" in given:
+            self.links.append(given["href"])
+        if tag == "img":
+            self.alts.append(given.get("alt") or "")
+        self.anchors |= {given[name] for name in ("id", "name") if given.get(name)}
+        self.styles.append(given.get("style") or "")
+        # The drawings inside a page have titles too.
+        self._in_title = self._in_title or (tag == "title" and not self.title)
+        self._in_style = tag == "style"
+
+    def handle_endtag(self, tag):
+        self._in_title = self._in_title and tag != "title"
+        self._in_style = False
+
+    def handle_data(self, text):
+        if self._in_title:
+            self.title += text
+        if self._in_style:
+            self.styles.append(text)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    return book_pages.build(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    return {path: Page(path) for path in [site / "index.html", *book_pages.pages(site)]}
+
+
+def toc_files():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    chapters = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
+    return [toc["root"], *chapters]
+
+
+def test_the_contents_name_every_page_and_no_other():
+    written = [*ROOT.glob("book/*.md"), *ROOT.glob("chapters/*.ipynb")]
+    names = [path.relative_to(ROOT).with_suffix("").as_posix() for path in written]
+    assert sorted(toc_files()) == sorted(names)
+
+
+def test_the_book_builds_without_a_warning(site):
+    assert [name for name in toc_files() if not (site / f"{name}.html").exists()] == []
+
+
+def test_pages_say_what_they_are_and_in_which_language(pages):
+    nameless = [path.name for path, page in pages.items() if not page.title.strip()]
+    assert nameless == []
+    assert {page.language for page in pages.values()} == {"en"}
+
+
+def test_pages_load_nothing_from_elsewhere(site, pages):
+    remote = re.compile(r"(https?:)?//")
+    outside = {
+        path.name: [u for u in page.loads if remote.match(u)] for path, page in pages.items()
+    }
+    assert {name: addresses for name, addresses in outside.items() if addresses} == {}
+    styles = [path.read_text(encoding="utf-8") for path in site.rglob("*.css")]
+    styles += [style for page in pages.values() for style in page.styles]
+    assert REMOTE_IN_CSS.findall("\n".join(styles)) == []
+
+
+def test_links_land(site, pages):
+    lost = []
+    for path, page in pages.items():
+        for link in [*page.links, *page.loads]:
+            address = urlsplit(link)
+            if address.scheme or address.netloc:
+                continue
+            target = (path.parent / unquote(address.path)).resolve() if address.path else path
+            anchor = unquote(address.fragment)
+            if not target.is_file() or (anchor and anchor not in pages[target].anchors):
+                lost.append(f"{path.name}: {link}")
+    assert lost == []
+
+
+def test_pictures_are_put_in_words(pages):
+    bare = [
+        f"{path.name}: {alt!r}"
+        for path, page in pages.items()
+        for alt in page.alts
+        if not alt.strip() or re.search(r"\.(png|svg|jpe?g|gif)$", alt.strip())
+    ]
+    assert bare == []
+    assert sum(len(page.alts) for page in pages.values()) > 0
+
+
+def test_every_reference_is_cited():
+    """The other way round, a key that is cited and not there stops the build."""
+    entries = (ROOT / "book" / "references.bib").read_text(encoding="utf-8")
+    sources = [*ROOT.glob("book/*.md"), *ROOT.glob("chapters/*.ipynb"), *ROOT.glob("vae_lib/*.py")]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+    cited = ",".join(re.findall(r"[{:]cite[\w:]*[}:]`([^`]*)`", text))
+    keys = re.findall(r"^@\w+\{\s*([^,\s]+)\s*,", entries, flags=re.MULTILINE)
+    assert keys
+    assert set(keys) - {key.strip() for key in cited.split(",")} == set()
+
+
+def test_pages_do_not_know_where_they_were_built(site):
+    assert [p.name for p in book_pages.pages(site) if str(ROOT) in p.read_text("utf-8")] == []
+
+
+def test_an_address_turns_the_buttons_on(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("build", ROOT / "book" / "build.py")
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    monkeypatch.setenv("REPOSITORY", "")
+    assert build.configuration(tmp_path) == ROOT / "_config.yml"
+
+    monkeypatch.setenv("REPOSITORY", "https://example.org/a/book/")
+    config = yaml.safe_load(build.configuration(tmp_path).read_text(encoding="utf-8"))
+    assert config["repository"]["url"] == "https://example.org/a/book"
+    assert config["html"]["use_repository_button"]
+    assert config["launch_buttons"]["binderhub_url"]
+
+    monkeypatch.setenv("REPOSITORY", "")
+    monkeypatch.setenv("GITHUB_REPOSITORY", "someone/fork")
+    monkeypatch.delenv("GITHUB_SERVER_URL", raising=False)
+    assert build.repository() == "https://github.com/someone/fork"
+
+
+def test_files_name_no_machine():
+    """No file of the project holds a path of the machine that it was written on."""
+    listing = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
+    run = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True)
+    if run.returncode:
+        pytest.skip("not a git repository")
+    machine = re.compile(rb"/wor[k]/|\.\./share[d]")
+    files = [ROOT / name for name in filter(None, run.stdout.split("\0"))]
+    found = {path.name: machine.findall(path.read_bytes()) for path in files if path.is_file()}
+    assert {name: paths for name, paths in found.items() if paths} == {}
