@@ -4,8 +4,6 @@ import pytest
 import torch
 
 from tests.oracles import off_centre, probabilistic_pca
-from vae_lib import checkpoints
-from vae_lib.data import binarize, load_mnist
 from vae_lib.evaluation import Estimate, held_out_elbo, log_likelihood
 from vae_lib.model import dense_vae
 
@@ -104,14 +102,3 @@ def test_what_cannot_be_scored_is_refused(images, message):
         held_out_elbo(dense_vae(hidden=2), images)
     with pytest.raises(ValueError, match=message):
         log_likelihood(dense_vae(hidden=2), images, samples=2)
-
-
-@pytest.mark.parametrize("name", ["code-post", "code-corrected"])
-def test_the_recorded_networks_still_score_what_was_recorded(name):
-    """The part of the record that is cheap to repeat: a formula that changed shows here."""
-    model = dense_vae()
-    recipe = checkpoints.load(checkpoints.RECORDED / name, model)
-    images = binarize(load_mnist().test_images, "threshold")
-    elbo = held_out_elbo(model, images).elbo
-    assert elbo.mean == pytest.approx(recipe["elbo"], abs=0.02)
-    assert elbo.standard_error == pytest.approx(recipe["standard_error"], abs=0.01)

@@ -8,7 +8,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +25,8 @@ MNIST_SHA256 = {
 }
 
 
-class Mnist(NamedTuple):
+@dataclass(frozen=True)
+class Mnist:
     """The two halves of MNIST, in grey: images uint8 (n, 784), labels uint8 (n,)."""
 
     train_images: Tensor

@@ -7,7 +7,6 @@ bound on anything. No function here changes the model.
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,7 +45,8 @@ class Estimate:
         return f"{self.mean:.2f} ± {self.standard_error:.2f}"
 
 
-class Scores(NamedTuple):
+@dataclass(frozen=True)
+class Scores:
     """The held-out ELBO and the two costs that it is made of, in nats per image."""
 
     elbo: Estimate

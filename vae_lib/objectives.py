@@ -4,7 +4,7 @@ Every function returns one value per example, in nats per image. Nothing is aver
 batch here, and nothing is negated: for the ELBO, larger is better.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from torch import Tensor
 from vae_lib.model import VAE
 
 
-class Terms(NamedTuple):
+@dataclass(frozen=True)
+class Terms:
     """The two costs of an image, in nats: what the latents leave open, and the latents."""
 
     distortion: Tensor
