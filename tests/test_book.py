@@ -7,12 +7,12 @@ from html.parser import HTMLParser
 from urllib.parse import unquote, urlsplit
 
 import pytest
-import yaml
 
 from tests import book_pages
 from tests.book_pages import ROOT
 
 pytest.importorskip("jupyter_book", reason="the book is built with the extra [book]")
+yaml = pytest.importorskip("yaml")  # comes with jupyter-book
 
 # The attributes by which a page loads something; a link (<a href>) only offers it.
 LOADS = {
