@@ -29,7 +29,7 @@ def train(
 
     This is the one place where an objective is averaged over a batch and negated. The order
     of the images and the noise depend on the seeds and the epoch alone. A person who watches
-    sees a bar with the running objective; see `watched`.
+    sees a bar with the mean of the objective over the epoch so far; see `watched`.
 
     Arguments:
         model: Trained in place, on the device that it shares with the images.
@@ -65,7 +65,7 @@ def train(
     with tqdm(total=epochs * len(batches), disable=not watched(), leave=False) as bar:
         for epoch in range(1, epochs + 1):
             noise = seeded(seed, epoch, stream="noise", device=batches.images.device)
-            total = 0.0
+            total, seen = 0.0, 0
             for step, x in enumerate(batches.epoch(epoch), start=1):
                 values = objective(model, x, noise)
                 mean = _mean(values, x, epoch, step)
@@ -73,10 +73,11 @@ def train(
                 (-mean).backward()
                 optimizer.step()
                 total += mean.item() * len(x)
+                seen += len(x)
                 bar.update()
                 if step % 50 == 0:
-                    bar.set_postfix_str(f"epoch {epoch}/{epochs}, objective {mean.item():.1f}")
-            history.append(total / len(batches.images))
+                    bar.set_postfix_str(f"epoch {epoch}/{epochs}, objective {total / seen:.1f}")
+            history.append(total / seen)
             if after_epoch is not None:
                 after_epoch(epoch)
     return history
