@@ -2,8 +2,8 @@
 
 # The Python that .venv is made from (3.11 or newer).
 PYTHON ?= python3
-# The build of PyTorch that a new .venv gets, named as on PyTorch's install page: cpu, cu126, ...
 # A torch that is already in .venv is kept if its version is the one below.
+# The build of PyTorch that a new .venv gets, named as on PyTorch's install page: cpu, cu126, ...
 TORCH ?= cpu
 TORCH_VERSION := 2.13.0
 # Test workers. Each takes one core.
@@ -27,12 +27,13 @@ QUIETLY = >>$(LOG) 2>&1 || { tail -n 40 $(LOG) >&2; echo "set-up failed; all of 
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help book test run lab serve bench lint lock clean
+.PHONY: help book test run lab diffs serve bench lint lock clean
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is"
 	@sed -n 's/^\([a-z]*\):.*## /\1 /p' Makefile | awk '{t = $$1; $$1 = ""; printf "  %-6s%s\n", t, $$0}'
-	@echo "Variables, set as in make book TORCH=cu126: PYTHON, TORCH, JOBS, ARGS, PORT, REPOSITORY"
+	@echo "Variables, set as in make book TORCH=cu126:"
+	@sed -n '/^# /{h;d;};/^[A-Z]* ?=/{s/ ?=.*//;G;s/\n# / /p;}' Makefile | awk '{t = $$1; $$1 = ""; printf "  %-11s%s\n", t, $$0}'
 
 book: $(VENV)/ready ## build the pages from the stored outputs, warnings being errors
 	@REPOSITORY='$(REPOSITORY)' $(PY) book/build.py
@@ -46,7 +47,9 @@ test: $(VENV)/ready ## run every test: units, doctests, notebooks against their 
 run: $(VENV)/ready ## run the chapters and store what they print and draw
 	@$(PY) -m tests.run_chapters $(ARGS)
 
-lab: $(VENV)/lab-ready ## open the chapters in JupyterLab; make git diff show notebooks as text
+diffs: $(VENV)/lab-ready ## make git diff show notebooks as text
+
+lab: $(VENV)/lab-ready ## open the chapters in JupyterLab
 	@$(VENV)/bin/jupyter lab chapters
 
 serve: book ## build the pages and serve them on this machine
@@ -59,7 +62,7 @@ lint: $(VENV)/ready ## check the code with ruff
 	@$(PY) -m ruff check .
 
 clean: ## remove what was built and what the chapters wrote (not .venv)
-	@rm -rf _build outputs chapters/outputs book/_static/mathjax .pytest_cache .ruff_cache
+	@rm -rf _build outputs book/_static/mathjax .pytest_cache .ruff_cache
 
 # Set-up -----------------------------------------------------------------------------------------
 
@@ -81,7 +84,8 @@ $(VENV)/ready: requirements/book.txt pyproject.toml | $(PY)
 	@touch $@
 
 # How git turns a notebook into text. nbdime colours it, and offers no way not to.
-TEXTCONV = f() { $(VENV)/bin/nbshow --ignore-id "$$1" | sed "s/$$(printf "\033")\[[0-9;]*m//g"; }; f
+# Ids, counts and the numbers of cells would differ below every cell that is added.
+TEXTCONV = f() { $(VENV)/bin/nbshow --ignore-id --ignore-details "$$1" | sed -E "s/$$(printf "\033")\[[0-9;]*m//g; s/^(code|markdown) cell [0-9]+:/\1 cell:/"; }; f
 
 $(VENV)/lab-ready: requirements/lab.txt $(VENV)/ready
 	@echo "set-up: installing what requirements/lab.txt pins"

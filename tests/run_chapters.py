@@ -82,11 +82,18 @@ def execute(nb, folder):
     client.execute(cleanup_kc=True, **options)
 
 
+class FileChanged(Exception):
+    """Someone saved the notebook while it ran, and writing it would lose what they saved."""
+
+
 def run(path, fresh=False):
     """Run the notebook in a file and write it back; return how many cells have new outputs."""
-    stored = nbformat.read(path, as_version=4)
+    before = path.read_bytes()
+    stored = nbformat.reads(before.decode(), as_version=4)
     new = nbformat.from_dict(stored)
     execute(new, path.parent)
+    if path.read_bytes() != before:
+        raise FileChanged("it was saved while it ran; run it again")
     changed = 0
     for old_cell, cell in zip(code_cells(stored), code_cells(new), strict=True):
         if differences(old_cell.outputs, cell.outputs, cell_rtol(cell)) or fresh:
@@ -122,11 +129,12 @@ def main(arguments=None):
     parser.add_argument("--fresh", action="store_true", help="keep no stored output")
     options = parser.parse_args(arguments)
     for path in options.files or sorted(CHAPTERS.glob("*.ipynb")):
+        print(f"{path}: running, which can take minutes", flush=True)
         try:
             changed = run(path, options.fresh)
-        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        except (CellExecutionError, CellTimeoutError, DeadKernelError, FileChanged) as error:
             # The message of nbclient holds the source of the cell and the traceback.
-            print(f"{path}: a cell failed, the file is left as it was\n{error}", file=sys.stderr)
+            print(f"{path}: failed, the file is left as it was\n{error}", file=sys.stderr)
             return 1
         print(f"{path}: {changed or 'no'} {'cell has' if changed == 1 else 'cells have'} changed")
     return 0

@@ -366,3 +366,13 @@ def test_a_chapter_that_raises_is_left_as_it_was(tmp_path, capsys):
     assert "01-raises.ipynb" in message
     assert "1 / a" in message
     assert "ZeroDivisionError" in message
+
+
+def test_a_chapter_saved_while_it_runs_is_left_as_it_was_saved(tmp_path, capsys):
+    path = tmp_path / "01-saved.ipynb"
+    save = "with open('01-saved.ipynb', 'a') as file:\n    _ = file.write('\\n')"
+    nbformat.write(new_notebook(cells=[new_code_cell(save)]), path)
+    before = path.read_bytes()
+    assert run_chapters.main([str(path)]) == 1
+    assert path.read_bytes() == before + b"\n"
+    assert "saved while it ran" in capsys.readouterr().err
