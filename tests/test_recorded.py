@@ -14,9 +14,12 @@ NAMES = sorted({path.stem for path in RECORDED.glob("*.json")})
 ROOT = MNIST.parents[2]
 
 
-@pytest.mark.parametrize("name", ["code-post", "code-corrected"])
-def test_a_recorded_network_still_scores_what_was_recorded(name):
-    model = dense_vae()
+@pytest.mark.parametrize(
+    ("name", "latents"),
+    [("code-post", 5), ("code-corrected", 5), ("output-two-latents", 2), ("issues-twenty", 20)],
+)
+def test_a_recorded_network_still_scores_what_was_recorded(name, latents):
+    model = dense_vae(latents=latents)
     recipe = load(RECORDED / name, model)
     elbo = held_out_elbo(model, binarize(load_mnist().test_images, "threshold")).elbo
     assert elbo.mean == pytest.approx(recipe["elbo"], abs=0.02)
