@@ -155,6 +155,44 @@ def test_sources_hide_nothing_and_need_no_magic(name):
         assert not found(UNWANTED, cell.source), cell.source
 
 
+# Decimals in the prose that no cell prints: given or exact, and why.
+GIVEN = {
+    "1.44": "bits in a nat",
+    "0.368": "1 / e",
+    "2.5": "half a nat for each of five latents",
+    "0.653": "where the post's form is smallest, printed by the loss chapter",
+    "0.135": "where the two forms agree, printed by the loss chapter",
+    "1.2": "the post's constant, in units of 1e-7",
+    "0.01": "the post's penalty",
+    "0.05": "nats by which a training and its record may differ",
+    "0.2": "an error of a pixel, for example",
+    "0.02": "half the square of that",
+}
+
+
+def decimals(text):
+    return re.findall(r"(?<![\w.,-])\d+\.\d+(?![\w.])", text.replace("−", " "))
+
+
+def printed(decimal, numbers):
+    """Tell whether a number was printed, as it is or with more digits."""
+    places = len(decimal.partition(".")[2])
+    half = 0.5000001 * 10**-places
+    return any(abs(float(decimal) - float(number)) <= half for number in numbers)
+
+
+@EACH
+def test_a_decimal_in_the_prose_is_one_that_a_cell_prints(name):
+    numbers = [
+        number
+        for output in outputs(NOTEBOOKS[name])
+        for text in texts(output)
+        for number in re.findall(r"\d+\.\d+", text)
+    ]
+    said = [number for number in decimals(prose(NOTEBOOKS[name])) if number not in GIVEN]
+    assert [number for number in said if not printed(number, numbers)] == []
+
+
 # The patterns above find what they are for, and nothing besides.
 
 
