@@ -1,4 +1,4 @@
-"""The page of claims: each has a verdict and a place, and each number is one that is printed there."""
+"""The page of claims: each has a verdict and a place, and its numbers are printed there."""
 
 import re
 
@@ -8,7 +8,7 @@ from tests.test_chapters import NOTEBOOKS, ROOT, outputs, prose, texts
 
 PAGE = (ROOT / "book" / "claims.md").read_text(encoding="utf-8")
 VERDICTS = ("right", "partly", "wrong", "absent")
-PRINTED = {name: "".join(t for o in outputs(nb) for t in texts(o)) for name, nb in NOTEBOOKS.items()}
+PRINTED = {n: "".join(t for o in outputs(nb) for t in texts(o)) for n, nb in NOTEBOOKS.items()}
 
 
 def rows(heading):
