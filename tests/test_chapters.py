@@ -171,7 +171,7 @@ GIVEN = {
 
 
 def decimals(text):
-    return re.findall(r"(?<![\w.,-])\d+\.\d+(?![\w.])", text.replace("−", " "))
+    return re.findall(r"(?<![\w.,-])\d+\.\d+(?!\w|\.\d)", text.replace("−", " "))
 
 
 def printed(decimal, numbers):
@@ -235,6 +235,17 @@ def test_what_lasts_is_left_alone(text):
 def test_what_is_unwanted_is_found(what, source):
     assert list(found(UNWANTED, source)) == [what]
     assert found(UNWANTED, "print(7 % 2, a != b)") == {}
+
+
+def test_decimals_are_found_and_compared_as_they_are_rounded():
+    assert decimals("gains 3.7, costs −0.54. Then 45.2. See version 1.2.3, x1.5") == [
+        "3.7",
+        "0.54",
+        "45.2",
+    ]
+    assert printed("3.7", ["3.74"])
+    assert not printed("3.7", ["3.76"])
+    assert not printed("3.74", ["3.7"])
 
 
 @pytest.mark.parametrize("text", ["<script>", "<b onclick='f()'>", "<a href='javascript:f()'>"])
