@@ -1,4 +1,4 @@
-"""Images, and how they become data: loading, binarising, splitting, batching.
+"""Images, and how they become data: loading, binarising, quantising, splitting, batching.
 
 Images are rows: a tensor of shape (n, 784) holds n pictures of 28 x 28 pixels, row by row.
 """
@@ -146,6 +146,31 @@ def binarize(
         )
     uniform = torch.rand(grey.shape, generator=generator, device=grey.device)
     return (uniform < grey).float()
+
+
+def quantize(images: Tensor, levels: int) -> Tensor:
+    """Reduce 8-bit greys to fewer levels, each from an equal share of the 256.
+
+    Arguments:
+        images: uint8 greys 0 to 255; any shape.
+        levels: How many to keep, L, from 2 to 256.
+
+    Returns:
+        float32 multiples of 1 / (L - 1), from 0 to 1, of the shape of `images`. With two levels
+        they are those of `binarize` by threshold.
+
+    Raises:
+        ValueError: Other than bytes, or `levels` out of range.
+
+    Example:
+        >>> quantize(torch.tensor([0, 63, 64, 255], dtype=torch.uint8), 4)
+        tensor([0.0000, 0.0000, 0.3333, 1.0000])
+    """
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images: expected uint8 greys 0 to 255, got {images.dtype}.")
+    if not 2 <= levels <= 256:
+        raise ValueError(f"levels: expected 2 to 256, got {levels}.")
+    return (images.int() * levels // 256).float() / (levels - 1)
 
 
 def _unit_grey(images: Tensor) -> Tensor:

@@ -80,6 +80,17 @@ class DiagonalGaussian:
         )
         return self.mean + self.std * noise
 
+    def sample(
+        self, samples: int | None = None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw as `rsample` does, without a gradient."""
+        with torch.no_grad():
+            return self.rsample(samples, generator=generator)
+
+    def detach(self) -> "DiagonalGaussian":
+        """The same distribution, through whose parameters no gradient flows."""
+        return DiagonalGaussian(self.mean.detach(), self.log_std.detach())
+
     def kl(self, other: "DiagonalGaussian") -> Tensor:
         r"""Return the Kullback-Leibler divergence from this distribution to another.
 
@@ -140,11 +151,7 @@ class Bernoulli:
             ValueError: Another number of pixels, or values that are not zeros and ones. Grey
                 levels would give a number, but not the probability of a grey image.
         """
-        if x.shape[-1:] != self.logits.shape[-1:]:
-            raise ValueError(
-                f"x: expected {self.logits.shape[-1]} pixels a row, got shape {tuple(x.shape)}. "
-                "Flatten pictures with x.flatten(1)."
-            )
+        _check_pixels(x, self.logits.shape[-1])
         if not ((x == 0) | (x == 1)).all():
             raise ValueError(
                 f"x: expected zeros and ones, got values from {x.min():g} to {x.max():g}. "
@@ -163,3 +170,209 @@ class Bernoulli:
             dtype=self.logits.dtype,
         )
         return (uniform < self.mean).to(self.logits.dtype)
+
+
+class Categorical:
+    r"""Independent grey levels, one a pixel, each level with a probability of its own.
+
+    The level l of a pixel is the grey :math:`l / (L - 1)`, so 0 is paper and 1 is full ink.
+    No level is nearer to its neighbour than to any other: the order is left to be learned.
+
+    Arguments:
+        logits: Any real numbers, shape (..., d, L); a softmax over the last axis gives the
+            probabilities of the L levels.
+
+    Example:
+        >>> even = Categorical(torch.zeros(2, 16))
+        >>> print(f"{even.log_prob(torch.tensor([0.0, 1.0])):.4f}")  # -2 log 16
+        -5.5452
+    """
+
+    def __init__(self, logits: Tensor):
+        self.logits = logits
+
+    @property
+    def mean(self) -> Tensor:
+        """The expected grey of each pixel, from 0 to 1, shape (..., d)."""
+        levels = self.logits.shape[-1]
+        grey = torch.linspace(0, 1, levels, dtype=self.logits.dtype, device=self.logits.device)
+        return torch.softmax(self.logits, -1) @ grey
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        r"""Return the log probability of each image.
+
+        .. math:: \log p(x) = \sum_i \log p_{i, l_i}, \quad l_i = (L - 1) \, x_i
+
+        Arguments:
+            x: Greys that are multiples of 1 / (L - 1), shape (..., d), broadcast against the
+                parameters.
+
+        Returns:
+            Nats, shape (...); never positive.
+
+        Raises:
+            ValueError: Another number of pixels, or greys between the levels.
+        """
+        level = _levels(x, *self.logits.shape[-2:]).expand(self.logits.shape[:-1])
+        log_p = torch.log_softmax(self.logits, -1)
+        return log_p.gather(-1, level.unsqueeze(-1)).squeeze(-1).sum(-1)
+
+    def sample(self, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw the grey of each pixel once, shape (..., d)."""
+        rows = torch.softmax(self.logits, -1).flatten(0, -2)
+        level = torch.multinomial(rows, 1, generator=generator)
+        return level.view(self.logits.shape[:-1]).to(rows) / (self.logits.shape[-1] - 1)
+
+
+class DiscretizedLogistic:
+    r"""Independent grey levels, one a pixel, each the bin that a logistic variable falls in.
+
+    Bins have width :math:`1 / (L - 1)` and are centred on the levels; the first and the last
+    reach to infinity, so the probabilities of the L levels sum to one. The likelihood of
+    Kingma et al. (2016). Unlike a density it cannot exceed one.
+
+    Arguments:
+        location: Centre of the logistic variable, shape (..., d).
+        log_scale: Logarithm of its scale s, whose standard deviation is
+            :math:`\pi s / \sqrt 3`; of the same shape.
+        levels: L, at least 2.
+
+    Raises:
+        ValueError: The two shapes differ, or fewer than two levels.
+
+    Example:
+        >>> wide = DiscretizedLogistic(torch.tensor([0.5]), torch.tensor([0.0]), levels=2)
+        >>> print(f"{wide.log_prob(torch.tensor([1.0])):.4f}")  # -log 2
+        -0.6931
+    """
+
+    def __init__(self, location: Tensor, log_scale: Tensor, levels: int = 256):
+        if location.shape != log_scale.shape:
+            raise ValueError(
+                f"log_scale: expected the shape of location, {tuple(location.shape)}, "
+                f"got {tuple(log_scale.shape)}."
+            )
+        if levels < 2:
+            raise ValueError(f"levels: expected at least 2, got {levels}.")
+        self.location = location
+        self.log_scale = log_scale
+        self.levels = levels
+
+    @property
+    def mean(self) -> Tensor:
+        """The expected grey of each pixel, from 0 to 1, shape (..., d)."""
+        # The sum over the L - 1 borders of the probability to lie above.
+        border = torch.arange(self.levels - 1, dtype=self.location.dtype) + 0.5
+        border = border.to(self.location.device) / (self.levels - 1)
+        above = (self.location.unsqueeze(-1) - border) * torch.exp(-self.log_scale).unsqueeze(-1)
+        return torch.sigmoid(above).mean(-1)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        r"""Return the log probability of each image.
+
+        .. math:: \log p(x) = \sum_i \log \left[ F(b_i) - F(a_i) \right], \quad
+            F(t) = \frac{1}{1 + \exp(-(t - \mu_i) / s_i)}
+
+        with a and b the borders of the bin of the pixel's level.
+
+        Arguments:
+            x: Greys that are multiples of 1 / (L - 1), shape (..., d), broadcast against the
+                parameters.
+
+        Returns:
+            Nats, shape (...); never positive, but for rounding.
+
+        Raises:
+            ValueError: Another number of pixels, or greys between the levels.
+        """
+        level = _levels(x, self.location.shape[-1], self.levels)
+        steepness = torch.exp(-self.log_scale)
+        half = 0.5 / (self.levels - 1)
+        below = F.logsigmoid((x + half - self.location) * steepness)
+        above = F.logsigmoid((self.location - x + half) * steepness)
+        # log(F(b) - F(a)) as log F(b) + log(1 - F(a)) + log(1 - exp(-(b - a) / s)): no two
+        # numbers of nearly the same size are subtracted. An open bin lacks the other terms.
+        inner = below + above + torch.log(-torch.expm1(-2 * half * steepness))
+        log_p = torch.where(level == 0, below, torch.where(level == self.levels - 1, above, inner))
+        return log_p.sum(-1)
+
+    def sample(self, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw the grey of each pixel once, shape (..., d)."""
+        uniform = torch.rand(
+            self.location.shape,
+            generator=generator,
+            device=self.location.device,
+            dtype=self.location.dtype,
+        )
+        grey = self.location + self.log_scale.exp() * torch.logit(uniform)
+        return torch.round(grey.clamp(0, 1) * (self.levels - 1)) / (self.levels - 1)
+
+
+class Mixture:
+    r"""A weighted sum of K diagonal Gaussians, :math:`\sum_k \pi_k N(m_k, s_k^2)`.
+
+    It has neither a closed-form divergence nor a differentiable draw.
+
+    Arguments:
+        logits: Any real numbers, shape (K,); a softmax gives the weights :math:`\pi`.
+        components: The K Gaussians, with parameters of shape (K, d).
+
+    Raises:
+        ValueError: Parameters of another shape.
+
+    Example:
+        >>> two = DiagonalGaussian(torch.tensor([[-1.0], [1.0]]), torch.zeros(2, 1))
+        >>> print(f"{Mixture(torch.zeros(2), two).log_prob(torch.zeros(1)):.4f}")
+        -1.4189
+    """
+
+    def __init__(self, logits: Tensor, components: DiagonalGaussian):
+        if components.mean.ndim != 2 or logits.shape != components.mean.shape[:1]:
+            raise ValueError(
+                f"logits: expected shape (K,) beside components of shape (K, d), got "
+                f"{tuple(logits.shape)} beside {tuple(components.mean.shape)}."
+            )
+        self.logits = logits
+        self.components = components
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        r"""Return the log density :math:`\log \sum_k \pi_k N(z; m_k, s_k^2)` of each example.
+
+        Arguments:
+            z: Shape (..., d).
+
+        Returns:
+            Nats, shape (...), of either sign.
+        """
+        each = self.components.log_prob(z.unsqueeze(-2))
+        return torch.logsumexp(torch.log_softmax(self.logits, 0) + each, -1)
+
+    def sample(self, samples: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw `samples` examples, shape (samples, d), without a gradient."""
+        which = torch.softmax(self.logits.detach(), 0).multinomial(
+            samples, replacement=True, generator=generator
+        )
+        chosen = DiagonalGaussian(self.components.mean[which], self.components.log_std[which])
+        return chosen.sample(generator=generator)
+
+
+def _check_pixels(x: Tensor, pixels: int) -> None:
+    """Refuse images of another size."""
+    if x.shape[-1:] != (pixels,):
+        raise ValueError(
+            f"x: expected {pixels} pixels a row, got shape {tuple(x.shape)}. "
+            "Flatten pictures with x.flatten(1)."
+        )
+
+
+def _levels(x: Tensor, pixels: int, levels: int) -> Tensor:
+    """Return the level of each grey, refusing what is none."""
+    _check_pixels(x, pixels)
+    exact = x * (levels - 1)
+    level = exact.round()
+    if not ((exact - level).abs() < 1e-3).all() or level.min() < 0 or level.max() >= levels:
+        raise ValueError(
+            f"x: expected greys that are multiples of 1/{levels - 1} from 0 to 1, got others, from "
+            f"{x.min():g} to {x.max():g}. Make them with vae_lib.data.quantize."
+        )
+    return level.long()

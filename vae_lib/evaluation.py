@@ -84,9 +84,36 @@ def held_out_elbo(model: VAE, images: Tensor, *, seed: int = 0, batch_size: int 
     return Scores(Estimate(-(distortion + rate)), Estimate(distortion), Estimate(rate))
 
 
+@dataclass(frozen=True)
+class LogLikelihood(Estimate):
+    """An importance-sampled log p(x) of each image, and how much the sampling can be trusted.
+
+    Arguments:
+        values: Shape (n,), in nats.
+        effective_samples: Kish's effective sample size of the weights of each image, shape (n,):
+            from 1, where a single weight outweighs all others, to k, where all are equal.
+        samples: k, the number of latents per image.
+    """
+
+    effective_samples: Tensor
+    samples: int
+
+    @property
+    def sampling_errors(self) -> Tensor:
+        r"""The standard error of each value that is due to its finite k, shape (n,), in nats.
+
+        .. math:: \sqrt{1 / \text{ESS} - 1 / k}
+
+        The delta method: the relative standard error of the mean weight, which is the absolute
+        one of its logarithm. It takes the weights seen for typical, so where the effective
+        sample size is a few, it is too small.
+        """
+        return (1 / self.effective_samples - 1 / self.samples).clamp_min(0).sqrt()
+
+
 def log_likelihood(
     model: VAE, images: Tensor, *, samples: int, seed: int = 0, batch_size: int = 50
-) -> Estimate:
+) -> LogLikelihood:
     r"""Estimate log p(x) of images by importance sampling from the encoder.
 
     .. math:: \log p(x) \ge E \left[ \log \frac1k \sum_{i=1}^k w_i \right], \quad
@@ -99,29 +126,73 @@ def log_likelihood(
     Arguments:
         model: A VAE.
         images: Shape (n, pixels).
-        samples: k, the number of latents per image, at least 1.
+        samples: k, the number of latents per image, at least 1. At most a hundred are held in
+            memory at a time.
         seed: Of the noise.
         batch_size: How many images to score at a time. Another size gives an image other noise.
 
     Returns:
-        One value per image, in nats; larger is better.
+        One value per image, in nats (larger is better), with its effective sample size
+        :math:`(\sum w)^2 / \sum w^2` (Kish, 1965).
 
     Raises:
         ValueError: `samples` below 1, or `images` not a matrix with at least two rows.
 
     Example:
         >>> from vae_lib.model import dense_vae
-        >>> log_likelihood(dense_vae(), torch.zeros(10, 784), samples=4).values.shape
-        torch.Size([10])
+        >>> found = log_likelihood(dense_vae(), torch.zeros(10, 784), samples=4)
+        >>> found.values.shape, found.effective_samples.shape
+        (torch.Size([10]), torch.Size([10]))
     """
     _check_images(images)
+    if samples < 1:
+        raise ValueError(f"samples: expected at least 1, got {samples}.")
     noise = seeded(seed, stream="evaluation", device=images.device)
+    values, effective = [], []
     with torch.no_grad():
-        bounds = [
-            torch.logsumexp(log_weights(model, x, samples, noise), dim=0) - math.log(samples)
-            for x in images.split(batch_size)
-        ]
-    return Estimate(torch.cat(bounds))
+        for x in images.split(batch_size):
+            sums, squares = [], []
+            for start in range(0, samples, 100):
+                log_w = log_weights(model, x, min(100, samples - start), noise)
+                sums.append(torch.logsumexp(log_w, 0))
+                squares.append(torch.logsumexp(2 * log_w, 0))
+            total = torch.logsumexp(torch.stack(sums), 0)
+            values.append(total - math.log(samples))
+            effective.append(torch.exp(2 * total - torch.logsumexp(torch.stack(squares), 0)))
+    return LogLikelihood(torch.cat(values), torch.cat(effective), samples)
+
+
+def active_units(
+    model: VAE, images: Tensor, *, threshold: float = 0.01, batch_size: int = 1000
+) -> Tensor:
+    r"""Say which latents the encoder uses.
+
+    .. math:: \text{Var}_x \left( E_{q(z | x)}[z_j] \right) > 0.01
+
+    The criterion of Burda, Grosse and Salakhutdinov (2016): the mean of an unused latent is the
+    same for every image.
+
+    Arguments:
+        model: A VAE whose encoder's distribution has a `mean`.
+        images: Shape (n, pixels).
+        threshold: The variance above which a latent counts as active.
+        batch_size: How many images to encode at a time; it does not change the result.
+
+    Returns:
+        True for each active latent, shape (latents,).
+
+    Raises:
+        ValueError: `images` is not a matrix with at least two rows.
+
+    Example:
+        >>> from vae_lib.model import dense_vae
+        >>> active_units(dense_vae(latents=5), torch.eye(784)).shape
+        torch.Size([5])
+    """
+    _check_images(images)
+    with torch.no_grad():
+        means = torch.cat([model.encoder(x).mean for x in images.split(batch_size)])
+    return means.double().var(0) > threshold
 
 
 def _check_images(images: Tensor) -> None:

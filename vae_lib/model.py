@@ -1,9 +1,17 @@
 """The variational autoencoder: an encoder, a prior and a decoder, each giving a distribution."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from vae_lib.distributions import Bernoulli, DiagonalGaussian
+from vae_lib.distributions import (
+    Bernoulli,
+    Categorical,
+    DiagonalGaussian,
+    DiscretizedLogistic,
+    Mixture,
+)
 from vae_lib.networks import TwoHeads, dense
 
 
@@ -39,6 +47,68 @@ class BernoulliDecoder(nn.Module):
         return Bernoulli(self.network(z))
 
 
+class GaussianDecoder(nn.Module):
+    """A decoder of grey images: a network's output is the mean, with one spread for all pixels.
+
+    Arguments:
+        network: A map from latents (..., latents) to means (..., pixels).
+        std: The standard deviation of every pixel. A number keeps it at that; None learns it,
+            from 1 on, as Rybkin, Daniilidis and Levine (2021) do.
+
+    Raises:
+        ValueError: `std` not above zero.
+    """
+
+    def __init__(self, network: nn.Module, std: float | None = None):
+        super().__init__()
+        if std is not None and not std > 0:
+            raise ValueError(f"std: expected a number above zero, got {std}.")
+        self.network = network
+        log_std = torch.tensor(1.0 if std is None else std).log()
+        self.log_std = nn.Parameter(log_std, requires_grad=std is None)
+
+    def forward(self, z: Tensor) -> DiagonalGaussian:
+        """Return p(x given z), a density, of latents z, shape (..., latents)."""
+        mean = self.network(z)
+        return DiagonalGaussian(mean, self.log_std.expand_as(mean))
+
+
+class CategoricalDecoder(nn.Module):
+    """A decoder of grey levels: a network's output is read as L logits a pixel.
+
+    Arguments:
+        network: A map from latents (..., latents) to logits (..., pixels x L), pixel by pixel.
+        levels: L, the number of grey levels.
+    """
+
+    def __init__(self, network: nn.Module, levels: int):
+        super().__init__()
+        self.network = network
+        self.levels = levels
+
+    def forward(self, z: Tensor) -> Categorical:
+        """Return p(x given z) of latents z, shape (..., latents)."""
+        return Categorical(self.network(z).unflatten(-1, (-1, self.levels)))
+
+
+class DiscretizedLogisticDecoder(nn.Module):
+    """A decoder of grey levels: a network's two outputs are read as location and log scale.
+
+    Arguments:
+        network: A map from latents (..., latents) to two tensors of shape (..., pixels).
+        levels: L, the number of grey levels.
+    """
+
+    def __init__(self, network: nn.Module, levels: int = 256):
+        super().__init__()
+        self.network = network
+        self.levels = levels
+
+    def forward(self, z: Tensor) -> DiscretizedLogistic:
+        """Return p(x given z) of latents z, shape (..., latents)."""
+        return DiscretizedLogistic(*self.network(z), levels=self.levels)
+
+
 class StandardNormal(nn.Module):
     """The prior p(z) = N(0, I).
 
@@ -55,6 +125,27 @@ class StandardNormal(nn.Module):
     def forward(self) -> DiagonalGaussian:
         """Return p(z), of event shape (latents,)."""
         return DiagonalGaussian(self.zeros, self.zeros)
+
+
+class GaussianMixture(nn.Module):
+    """A prior p(z) that is learned: a mixture of K diagonal Gaussians.
+
+    Arguments:
+        latents: The length of z, at least 1.
+        components: K, at least 1.
+        seed: Of the means, which start as draws from N(0, I), each component with unit spread.
+    """
+
+    def __init__(self, latents: int, components: int, *, seed: int = 0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.means = nn.Parameter(torch.randn(components, latents, generator=generator))
+        self.log_stds = nn.Parameter(torch.zeros(components, latents))
+        self.logits = nn.Parameter(torch.zeros(components))
+
+    def forward(self) -> Mixture:
+        """Return p(z), of event shape (latents,)."""
+        return Mixture(self.logits, DiagonalGaussian(self.means, self.log_stds))
 
 
 class VAE(nn.Module):
@@ -80,15 +171,18 @@ class VAE(nn.Module):
 
     def generate(self, count: int, *, generator: torch.Generator | None = None):
         """Draw `count` latents from the prior and return p(x given z), batch shape (count,)."""
-        return self.decoder(self.prior().rsample(count, generator=generator))
+        return self.decoder(self.prior().sample(count, generator=generator))
 
 
-def dense_vae(pixels: int = 784, hidden: int = 500, latents: int = 5, *, seed: int = 0) -> VAE:
-    """Make the post's network: 784-500-(5, 5) to encode and 5-500-784 to decode, with tanh.
+def dense_vae(
+    pixels: int = 784, hidden: int | Sequence[int] = 500, latents: int = 5, *, seed: int = 0
+) -> VAE:
+    """Make a network of the post's kind: 784-500-(5, 5) to encode, 5-500-784 to decode, tanh.
 
     Arguments:
         pixels: Length of an image row.
-        hidden: Width of the one hidden layer on each side.
+        hidden: Width of the one hidden layer on each side, or the widths of several, in the
+            order of the encoder; the decoder has them in the opposite order.
         latents: Length of z.
         seed: Of the initial weights (Glorot's; biases start at zero).
 
@@ -96,19 +190,22 @@ def dense_vae(pixels: int = 784, hidden: int = 500, latents: int = 5, *, seed: i
         A model with a Gaussian encoder, a standard normal prior and a Bernoulli decoder.
 
     Raises:
-        ValueError: A size below 1.
+        ValueError: A size below 1, or no hidden layer.
 
     Example:
         >>> sum(weight.numel() for weight in dense_vae().parameters())
         793294
     """
-    for name, size in {"pixels": pixels, "hidden": hidden, "latents": latents}.items():
-        if size < 1:
-            raise ValueError(f"{name}: expected at least 1, got {size}.")
+    widths = [hidden] if isinstance(hidden, int) else list(hidden)
+    if not widths:
+        raise ValueError("hidden: expected at least one width, got none.")
+    for name, sizes in {"pixels": [pixels], "hidden": widths, "latents": [latents]}.items():
+        if min(sizes) < 1:
+            raise ValueError(f"{name}: expected at least 1, got {min(sizes)}.")
     generator = torch.Generator().manual_seed(seed)
-    trunk = nn.Sequential(dense(pixels, hidden, generator=generator), nn.Tanh())
+    trunk = nn.Sequential(dense(pixels, *widths, generator=generator), nn.Tanh())
     return VAE(
-        GaussianEncoder(TwoHeads(trunk, hidden, latents, generator)),
+        GaussianEncoder(TwoHeads(trunk, widths[-1], latents, generator)),
         StandardNormal(latents),
-        BernoulliDecoder(dense(latents, hidden, pixels, generator=generator)),
+        BernoulliDecoder(dense(latents, *reversed(widths), pixels, generator=generator)),
     )

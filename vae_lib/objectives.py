@@ -4,11 +4,13 @@ Every function returns one value per example, in nats per image. Nothing is aver
 batch here, and nothing is negated: for the ELBO, larger is better.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from vae_lib.distributions import DiagonalGaussian
 from vae_lib.model import VAE
 
 
@@ -31,16 +33,18 @@ def terms(model: VAE, x: Tensor, generator: torch.Generator | None = None) -> Te
     .. math:: \text{distortion} = -\log p(x | z), \quad z \sim q(z | x); \qquad
         \text{rate} = KL(q(z | x) \| p(z))
 
-    The distortion is an unbiased estimate of its expectation over q; the rate is exact.
+    The distortion is an unbiased estimate of its expectation over q. The rate is exact where
+    encoder and prior are diagonal Gaussians; with any other prior it is estimated by the same
+    sample, as :math:`\log q(z | x) - \log p(z)`.
 
     Arguments:
-        model: Any VAE whose q has a closed-form `kl` to its prior.
+        model: A VAE.
         x: Images, shape (batch, pixels), in the support of the decoder's distribution.
         generator: The source of the noise; None takes PyTorch's global one.
 
     Returns:
-        Distortion and rate, each of shape (batch,), in nats; the rate is not negative, but for
-        rounding.
+        Distortion and rate, each of shape (batch,), in nats. An exact rate is not negative, but
+        for rounding; an estimated one may be.
 
     Example:
         >>> from vae_lib.model import dense_vae
@@ -48,9 +52,13 @@ def terms(model: VAE, x: Tensor, generator: torch.Generator | None = None) -> Te
         >>> cost.distortion.shape, bool((cost.rate >= 0).all())
         (torch.Size([3]), True)
     """
-    q = model.encoder(x)
+    q, prior = model.encoder(x), model.prior()
     z = q.rsample(generator=generator)
-    return Terms(distortion=-model.decoder(z).log_prob(x), rate=q.kl(model.prior()))
+    if isinstance(q, DiagonalGaussian) and isinstance(prior, DiagonalGaussian):
+        rate = q.kl(prior)
+    else:
+        rate = q.log_prob(z) - prior.log_prob(z)
+    return Terms(distortion=-model.decoder(z).log_prob(x), rate=rate)
 
 
 def elbo(model: VAE, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -75,6 +83,39 @@ def elbo(model: VAE, x: Tensor, generator: torch.Generator | None = None) -> Ten
         torch.Size([3])
     """
     return terms(model, x, generator).elbo
+
+
+def beta_elbo(
+    model: VAE, x: Tensor, generator: torch.Generator | None = None, *, beta: float
+) -> Tensor:
+    r"""Estimate the ELBO with its rate weighted by beta (Higgins et al., 2017).
+
+    .. math:: -(\text{distortion} + \beta \, \text{rate})
+
+    For a beta of at least 1 it is a bound on :math:`\log p(x)`, since no rate is negative; below
+    1 it need not be one.
+
+    Arguments:
+        model: A VAE.
+        x: Images, shape (batch, pixels).
+        generator: The source of the noise; None takes PyTorch's global one.
+        beta: The weight of the rate, not negative; 1 is the ELBO.
+
+    Returns:
+        Nats, shape (batch,); larger is better.
+
+    Raises:
+        ValueError: A negative `beta`.
+
+    Example:
+        >>> from vae_lib.model import dense_vae
+        >>> beta_elbo(dense_vae(), torch.zeros(3, 784), beta=0.5).shape
+        torch.Size([3])
+    """
+    if not beta >= 0:
+        raise ValueError(f"beta: expected a number not below zero, got {beta}.")
+    cost = terms(model, x, generator)
+    return -(cost.distortion + beta * cost.rate)
 
 
 def log_weights(
@@ -104,8 +145,168 @@ def log_weights(
         >>> log_weights(dense_vae(), torch.zeros(3, 784), 2).shape
         torch.Size([2, 3])
     """
+    q, z = _draw(model, x, samples, generator)
+    return model.decoder(z).log_prob(x) + model.prior().log_prob(z) - q.log_prob(z)
+
+
+def _draw(model: VAE, x: Tensor, samples: int, generator: torch.Generator | None):
+    """Return q(z given x) and that many latents from it for each image."""
     if samples < 1:
         raise ValueError(f"samples: expected at least 1, got {samples}.")
     q = model.encoder(x)
-    z = q.rsample(samples, generator=generator)
-    return model.decoder(z).log_prob(x) + model.prior().log_prob(z) - q.log_prob(z)
+    return q, q.rsample(samples, generator=generator)
+
+
+def iwae(
+    model: VAE, x: Tensor, generator: torch.Generator | None = None, *, samples: int
+) -> Tensor:
+    r"""Estimate the importance-weighted bound of each image.
+
+    .. math:: \log \frac1k \sum_{i=1}^k w_i, \quad
+        w_i = \frac{p(x | z_i) \, p(z_i)}{q(z_i | x)}, \quad z_i \sim q(z | x)
+
+    Equation 8 of Burda, Grosse and Salakhutdinov (2016). Its expectation is at most
+    :math:`\log p(x)` and does not fall with k; for k = 1 it is the ELBO's.
+
+    Arguments:
+        model: A VAE.
+        x: Images, shape (batch, pixels).
+        generator: The source of the noise; None takes PyTorch's global one.
+        samples: k, the number of latents per image, at least 1.
+
+    Returns:
+        Nats, shape (batch,); larger is better.
+
+    Raises:
+        ValueError: `samples` below 1.
+
+    Example:
+        >>> from vae_lib.model import dense_vae
+        >>> iwae(dense_vae(), torch.zeros(3, 784), samples=5).shape
+        torch.Size([3])
+    """
+    return torch.logsumexp(log_weights(model, x, samples, generator), 0) - math.log(samples)
+
+
+def dreg(
+    model: VAE, x: Tensor, generator: torch.Generator | None = None, *, samples: int
+) -> Tensor:
+    r"""Estimate the importance-weighted bound, with the doubly reparameterised gradient.
+
+    The value is that of `iwae`, draw for draw. So is the gradient in the parameters of decoder
+    and prior. In those of the encoder, :math:`\phi`, it is
+
+    .. math:: \sum_{i=1}^k \tilde w_i^2 \, \frac{\partial \log w_i}{\partial z_i}
+        \frac{\partial z_i}{\partial \phi}, \quad \tilde w_i = \frac{w_i}{\sum_j w_j}
+
+    which has the same expectation, and whose signal does not drown in its noise as k grows
+    (Tucker, Lawson, Gu and Maddison, 2019). For k = 1 it is the estimator of Roeder, Wu and
+    Duvenaud (2017).
+
+    Arguments:
+        model: A VAE whose encoder gives a `DiagonalGaussian`.
+        x: Images, shape (batch, pixels).
+        generator: The source of the noise; None takes PyTorch's global one.
+        samples: k, the number of latents per image, at least 1.
+
+    Returns:
+        Nats, shape (batch,); larger is better. Differentiate it once only: its second
+        derivatives are not those of the bound.
+
+    Raises:
+        ValueError: `samples` below 1.
+
+    Example:
+        >>> from vae_lib.model import dense_vae
+        >>> dreg(dense_vae(), torch.zeros(3, 784), samples=5).shape
+        torch.Size([3])
+    """
+    q, z = _draw(model, x, samples, generator)
+    # q is held fixed here, so that its parameters act through z alone ...
+    log_w = model.decoder(z).log_prob(x) + model.prior().log_prob(z) - q.detach().log_prob(z)
+    weights = torch.softmax(log_w.detach(), 0)
+    if z.requires_grad:
+        # ... and what flows back through z is weighted once more.
+        z.register_hook(lambda gradient: weights.unsqueeze(-1) * gradient)
+    surrogate = (weights * log_w).sum(0)
+    value = torch.logsumexp(log_w.detach(), 0) - math.log(samples)
+    return value + surrogate - surrogate.detach()
+
+
+@dataclass(frozen=True)
+class ImpliedWeights:
+    """What a loss of two weighted terms amounts to, up to a common factor.
+
+    Arguments:
+        beta: The weight of the divergence beside a log likelihood summed over the pixels.
+    """
+
+    beta: float
+
+    @property
+    def std(self) -> float:
+        r"""The :math:`\sigma` of a Gaussian decoder for which a squared error is its ELBO.
+
+        .. math:: \sigma = \sqrt{\beta / 2}
+
+        since the squared error has the weight :math:`1 / 2\sigma^2` there. In the pixels' own
+        unit.
+        """
+        return math.sqrt(self.beta / 2)
+
+
+def implied_weights(
+    *,
+    pixels: int,
+    latents: int,
+    reconstruction: str = "sum",
+    divergence: str = "sum",
+    reconstruction_weight: float = 1.0,
+    divergence_weight: float = 1.0,
+) -> ImpliedWeights:
+    r"""Say which beta, or which sigma, a loss of two terms trains with.
+
+    .. math:: \beta = \frac{\text{divergence weight} \, / \, (d \text{ if averaged})}
+        {\text{reconstruction weight} \, / \, (D \text{ if averaged})}
+
+    Over the batch both terms must be averaged, or both summed. If one alone is summed over a
+    batch of M images, multiply its weight by M.
+
+    Arguments:
+        pixels: D, the numbers of an image over which the reconstruction is reduced: pixels times
+            channels.
+        latents: d.
+        reconstruction: "sum" or "mean", how it is reduced over the D numbers.
+        divergence: "sum" or "mean", how it is reduced over the d latents.
+        reconstruction_weight: What the reduced reconstruction is multiplied by, above zero.
+        divergence_weight: What the reduced divergence is multiplied by, not negative.
+
+    Returns:
+        The beta of a cross entropy, and the sigma (`std`) of a squared error.
+
+    Raises:
+        ValueError: An unknown reduction, or a size or weight out of range.
+
+    Example:
+        >>> found = implied_weights(  # mean squared error over 3 x 64 x 64, 0.00025 KL
+        ...     pixels=3 * 64 * 64, latents=128, reconstruction="mean", divergence_weight=0.00025)
+        >>> print(f"{found.std:.2f}")
+        1.24
+    """
+    for name, size in {"pixels": pixels, "latents": latents}.items():
+        if size < 1:
+            raise ValueError(f"{name}: expected at least 1, got {size}.")
+    for name, how in {"reconstruction": reconstruction, "divergence": divergence}.items():
+        if how not in ("sum", "mean"):
+            raise ValueError(f'{name}: expected "sum" or "mean", got {how!r}.')
+    if not reconstruction_weight > 0:
+        raise ValueError(
+            f"reconstruction_weight: expected a number above zero, got {reconstruction_weight}."
+        )
+    if not divergence_weight >= 0:
+        raise ValueError(
+            f"divergence_weight: expected a number not below zero, got {divergence_weight}."
+        )
+    per_pixel = reconstruction_weight / (pixels if reconstruction == "mean" else 1)
+    per_latent = divergence_weight / (latents if divergence == "mean" else 1)
+    return ImpliedWeights(beta=per_latent / per_pixel)
