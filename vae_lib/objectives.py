@@ -210,8 +210,7 @@ def dreg(
         samples: k, the number of latents per image, at least 1.
 
     Returns:
-        Nats, shape (batch,); larger is better. Differentiate it once only: its second
-        derivatives are not those of the bound.
+        Nats, shape (batch,); larger is better. Second derivatives are not those of the bound.
 
     Raises:
         ValueError: `samples` below 1.
