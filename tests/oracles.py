@@ -1,10 +1,13 @@
 """Models whose log p(x) is known, to test the library against."""
 
+import math
+
+import numpy as np
 import torch
 from torch import nn
 
 from vae_lib.distributions import DiagonalGaussian
-from vae_lib.model import VAE, StandardNormal
+from vae_lib.model import VAE, StandardNormal, dense_vae
 
 
 class LinearDecoder(nn.Module):
@@ -72,3 +75,42 @@ def off_centre(model, by):
 
     latents = model.prior().mean.numel()
     return VAE(OffCentre(), model.prior, model.decoder), 0.5 * latents * by**2
+
+
+def two_latents():
+    """A small smooth VAE with two latents, in float64, and its log p(x) by quadrature.
+
+    Gauss-Hermite quadrature with 60 x 60 nodes is as good as exact for a decoder this smooth.
+    The encoder gives every image the prior, a little wider, so importance weights are bounded.
+    Returns the model, six images of eight pixels, and their log p(x).
+    """
+    model = dense_vae(pixels=8, hidden=6, latents=2, seed=2).double()
+    heads = model.encoder.network
+    with torch.no_grad():
+        heads.first.weight.zero_()
+        heads.second.weight.zero_()
+        heads.second.bias.fill_(0.1)
+    generator = torch.Generator().manual_seed(0)
+    images = (torch.rand(6, 8, generator=generator, dtype=torch.float64) < 0.5).double()
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    nodes, weights = torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
+    z = torch.cartesian_prod(nodes, nodes)
+    log_weight = torch.cartesian_prod(weights, weights).prod(-1).log()
+    with torch.no_grad():
+        log_p = model.decoder(z).log_prob(images.unsqueeze(1))
+    return model, images, torch.logsumexp(log_p + log_weight, -1)
+
+
+def best_probabilistic_pca(images, latents):
+    """The maximum of log p(x) over all W and sigma (Tipping and Bishop, 1999), in float64.
+
+    Returns the mean log p(x) at the optimum, the basis of the column space of W and sigma.
+    """
+    pixels = images.shape[1]
+    covariance = torch.cov(images.T, correction=0)
+    values, vectors = torch.linalg.eigh(covariance)
+    kept, left = values[-latents:], values[:-latents]
+    variance = left.mean()
+    log_det = kept.log().sum() + (pixels - latents) * variance.log()
+    mean = -0.5 * (pixels * math.log(2 * math.pi) + log_det + pixels)
+    return mean.item(), vectors[:, -latents:], variance.sqrt().item()

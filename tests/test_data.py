@@ -15,6 +15,7 @@ from vae_lib.data import (
     hold_out,
     idx_bytes,
     load_mnist,
+    quantize,
     seeded,
 )
 
@@ -247,3 +248,34 @@ def test_streams_are_independent():
         for stream in ("order", "noise")
     ]
     assert len({tuple(draw) for draw in draws}) == 8
+
+
+# -- grey levels
+
+
+@pytest.mark.parametrize("levels", [2, 3, 8, 16, 255, 256])
+def test_quantising_gives_each_level_an_equal_share_of_the_bytes(levels):
+    grey = quantize(torch.arange(256, dtype=torch.uint8), levels)
+    level, counts = grey.unique(return_counts=True)
+    torch.testing.assert_close(level, torch.linspace(0, 1, levels))
+    assert counts.max() - counts.min() <= 1
+    assert (grey.diff() >= 0).all()
+
+
+def test_two_levels_are_the_threshold_and_all_of_them_the_image(mnist):
+    images = mnist.test_images[:100]
+    assert torch.equal(quantize(images, 2), binarize(images, "threshold"))
+    assert torch.equal(quantize(images, 256), images / 255)
+
+
+@pytest.mark.parametrize(
+    ("images", "levels", "message"),
+    [
+        (torch.zeros(3), 4, "images: expected uint8 greys 0 to 255, got torch.float32"),
+        (torch.zeros(3, dtype=torch.uint8), 1, "levels: expected 2 to 256, got 1"),
+        (torch.zeros(3, dtype=torch.uint8), 257, "levels: expected 2 to 256, got 257"),
+    ],
+)
+def test_what_cannot_be_quantised_is_refused(images, levels, message):
+    with pytest.raises(ValueError, match=message):
+        quantize(images, levels)

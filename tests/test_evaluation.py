@@ -4,8 +4,17 @@ import pytest
 import torch
 
 from tests.oracles import off_centre, probabilistic_pca
-from vae_lib.evaluation import Estimate, held_out_elbo, log_likelihood
-from vae_lib.model import dense_vae
+from vae_lib.data import seeded
+from vae_lib.distributions import DiagonalGaussian
+from vae_lib.evaluation import (
+    Estimate,
+    LogLikelihood,
+    active_units,
+    held_out_elbo,
+    log_likelihood,
+)
+from vae_lib.model import VAE, StandardNormal, dense_vae
+from vae_lib.objectives import log_weights
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +111,95 @@ def test_what_cannot_be_scored_is_refused(images, message):
         held_out_elbo(dense_vae(hidden=2), images)
     with pytest.raises(ValueError, match=message):
         log_likelihood(dense_vae(hidden=2), images, samples=2)
+    with pytest.raises(ValueError, match=message):
+        active_units(dense_vae(hidden=2), images)
+
+
+def test_no_samples_are_refused(pca):
+    with pytest.raises(ValueError, match="samples: expected at least 1, got 0"):
+        log_likelihood(*pca[:2], samples=0)
+
+
+def test_two_images_are_enough(pca):
+    assert log_likelihood(pca[0], pca[1][:2], samples=1).values.shape == (2,)
+
+
+# -- how far the samples can be trusted
+
+
+@pytest.mark.parametrize("samples", [1, 7, 100, 101, 250])
+def test_samples_in_parts_are_the_samples_as_a_whole(pca, samples):
+    wrong, _ = off_centre(pca[0], by=0.8)
+    x = pca[1][:5]
+    found = log_likelihood(wrong, x, samples=samples)
+    noise = seeded(0, stream="evaluation")
+    parts = [
+        log_weights(wrong, x, min(100, samples - start), noise) for start in range(0, samples, 100)
+    ]
+    weights = torch.cat(parts).exp()
+    assert len(weights) == samples
+    torch.testing.assert_close(found.values, weights.mean(0).log())
+    torch.testing.assert_close(found.effective_samples, weights.sum(0) ** 2 / (weights**2).sum(0))
+    assert found.samples == samples
+
+
+def test_batches_come_back_in_order(pca):
+    model, x, exact = pca
+    for batch_size in (1, 7, 50, 1000):
+        values = log_likelihood(model, x, samples=3, batch_size=batch_size).values
+        torch.testing.assert_close(values, exact, rtol=0, atol=1e-11)
+        rates = held_out_elbo(model, x, batch_size=batch_size).rate.values
+        torch.testing.assert_close(rates, model.encoder(x).kl(model.prior()))
+
+
+def test_equal_weights_are_all_effective(pca):
+    model, x, _ = pca
+    found = log_likelihood(model, x, samples=150)
+    torch.testing.assert_close(found.effective_samples, torch.full((50,), 150.0).double())
+    assert (found.sampling_errors < 1e-5).all()
+
+
+def test_the_sampling_error_is_the_spread_between_repetitions(pca):
+    wrong, _ = off_centre(pca[0], by=0.5)
+    x = pca[1][:4]
+    found = [log_likelihood(wrong, x, samples=100, seed=seed) for seed in range(400)]
+    spread = torch.stack([f.values for f in found]).std(0)
+    stated = torch.stack([f.sampling_errors for f in found]).square().mean(0).sqrt()
+    torch.testing.assert_close(stated, spread, rtol=0.2, atol=0)
+
+
+def test_the_sampling_error_follows_its_equation():
+    found = LogLikelihood(torch.zeros(3), torch.tensor([1.0, 10.0, 100.000001]), samples=100)
+    expected = torch.tensor([math.sqrt(1 - 0.01), math.sqrt(0.1 - 0.01), 0.0])
+    torch.testing.assert_close(found.sampling_errors, expected, rtol=1e-6, atol=1e-6)
+
+
+# -- active units
+
+
+def constant_latents(variances):
+    """A model whose posterior means have the given variances over the images 0, 1, ... 9."""
+
+    class Encoder(torch.nn.Module):
+        def forward(self, x):
+            centred = (x - 4.5) / x.new_tensor(range(10)).std()
+            return DiagonalGaussian(3 + centred * variances.sqrt(), torch.zeros(len(x), 4))
+
+    return VAE(Encoder(), StandardNormal(4), None)
+
+
+def test_a_unit_is_active_if_its_mean_varies_between_images():
+    model = constant_latents(torch.tensor([0.0, 0.0099, 0.0101, 1.0]))
+    images = torch.arange(10.0).unsqueeze(1)
+    for batch_size in (3, 1000):
+        found = active_units(model, images, batch_size=batch_size)
+        assert found.tolist() == [False, False, True, True]
+    assert active_units(model, images, threshold=0.5).tolist() == [False, False, False, True]
+
+
+def test_untrained_and_unused_latents_are_told_apart():
+    model = dense_vae(pixels=12, hidden=6, latents=3)
+    with torch.no_grad():
+        model.encoder.network.first.weight[1] = 0
+    x = (torch.rand(100, 12, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    assert active_units(model, x).tolist() == [True, False, True]

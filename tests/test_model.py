@@ -5,7 +5,18 @@ import time
 import pytest
 import torch
 
-from vae_lib.model import VAE, StandardNormal, dense_vae
+from vae_lib.distributions import Bernoulli, Categorical, DiagonalGaussian, DiscretizedLogistic
+from vae_lib.model import (
+    VAE,
+    BernoulliDecoder,
+    CategoricalDecoder,
+    DiscretizedLogisticDecoder,
+    GaussianDecoder,
+    GaussianMixture,
+    StandardNormal,
+    dense_vae,
+)
+from vae_lib.networks import TwoHeads, dense
 
 
 def test_the_post_network_has_its_shapes_and_counts():
@@ -65,10 +76,104 @@ def test_precision_moves_all_three_parts():
     assert model.generate(2).logits.dtype == torch.float64
 
 
+def test_several_hidden_layers_are_mirrored_in_the_decoder():
+    model = dense_vae(pixels=6, hidden=(5, 4), latents=2)
+    shapes = [tuple(p.shape) for p in model.parameters() if p.ndim == 2]
+    assert shapes == [(5, 6), (4, 5), (2, 4), (2, 4), (4, 2), (5, 4), (6, 5)]
+    first = model.encoder.network.trunk
+    x = torch.linspace(0, 1, 12).view(2, 6)
+    features = torch.tanh(first[0][2](torch.tanh(first[0][0](x))))
+    torch.testing.assert_close(model.encoder(x).mean, model.encoder.network.first(features))
+
+
 @pytest.mark.parametrize("size", ["pixels", "hidden", "latents"])
 def test_a_size_below_one_is_refused(size):
     with pytest.raises(ValueError, match=f"{size}: expected at least 1, got 0"):
         dense_vae(**{size: 0})
+    assert dense_vae(**{"pixels": 2, "hidden": 2, "latents": 2, size: 1}) is not None
+
+
+def test_hidden_layers_are_needed_and_each_has_a_width():
+    with pytest.raises(ValueError, match="hidden: expected at least one width, got none"):
+        dense_vae(hidden=())
+    with pytest.raises(ValueError, match="hidden: expected at least 1, got -1"):
+        dense_vae(hidden=(5, -1))
+
+
+# -- the decoders
+
+
+def test_each_decoder_reads_its_network_as_its_distribution():
+    z = torch.linspace(-1, 1, 6).view(3, 2)
+    network = dense(2, 4, 6)
+    torch.testing.assert_close(BernoulliDecoder(network)(z).logits, network(z))
+    assert isinstance(BernoulliDecoder(network)(z), Bernoulli)
+
+    gaussian = GaussianDecoder(network, std=0.3)(z)
+    assert isinstance(gaussian, DiagonalGaussian)
+    torch.testing.assert_close(gaussian.mean, network(z))
+    torch.testing.assert_close(gaussian.std, torch.full((3, 6), 0.3))
+
+    levels = CategoricalDecoder(network, levels=3)(z)
+    assert isinstance(levels, Categorical)
+    torch.testing.assert_close(levels.logits, network(z).view(3, 2, 3))
+
+    heads = TwoHeads(dense(2, 4), 4, 6)
+    logistic = DiscretizedLogisticDecoder(heads, levels=16)(z)
+    assert isinstance(logistic, DiscretizedLogistic)
+    assert logistic.levels == 16
+    torch.testing.assert_close(logistic.location, heads(z)[0])
+    torch.testing.assert_close(logistic.log_scale, heads(z)[1])
+    assert DiscretizedLogisticDecoder(heads)(z).levels == 256
+
+
+def test_a_gaussian_decoder_learns_its_spread_unless_told_otherwise():
+    z, x = torch.zeros(3, 2), torch.full((3, 6), 5.0)
+    learned, fixed = (GaussianDecoder(dense(2, 6), std) for std in (None, 2.0))
+    assert learned(z).std.unique().tolist() == [1.0]
+    for decoder in (learned, fixed):
+        decoder(z).log_prob(x).sum().backward()
+    assert learned.log_std.grad > 0
+    assert fixed.log_std.grad is None
+    assert "log_std" in fixed.state_dict()
+
+
+@pytest.mark.parametrize("std", [0.0, -1.0, float("nan")])
+def test_a_spread_that_cannot_be_is_refused(std):
+    with pytest.raises(ValueError, match="std: expected a number above zero"):
+        GaussianDecoder(dense(2, 6), std)
+
+
+# -- the mixture prior
+
+
+def test_a_mixture_prior_starts_as_it_says():
+    prior = GaussianMixture(latents=3, components=4, seed=1)
+    found = prior()
+    assert found.components.mean.shape == (4, 3)
+    assert torch.equal(found.components.std, torch.ones(4, 3))
+    assert torch.equal(torch.softmax(found.logits, 0), torch.full((4,), 0.25))
+    assert torch.equal(found.components.mean, GaussianMixture(3, 4, seed=1)().components.mean)
+    assert not torch.equal(found.components.mean, GaussianMixture(3, 4)().components.mean)
+    assert torch.equal(GaussianMixture(3, 4)().components.mean, GaussianMixture(3, 4, seed=0).means)
+
+
+def test_every_part_of_a_mixture_prior_learns():
+    prior = GaussianMixture(latents=2, components=3)
+    prior().log_prob(torch.tensor([[0.5, -0.5], [2.0, 1.0]])).sum().backward()
+    assert all((p.grad.abs() > 0).all() for p in prior.parameters())
+    assert len(list(prior.parameters())) == 3
+
+
+def test_generate_draws_from_whatever_prior_there_is():
+    class Identity(torch.nn.Module):
+        def forward(self, z):
+            return z
+
+    prior = GaussianMixture(latents=2, components=3)
+    model = VAE(Identity(), prior, Identity())
+    z = model.generate(7, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(z, prior().sample(7, generator=torch.Generator().manual_seed(0)))
 
 
 def test_importing_the_library_takes_little_more_than_importing_torch():

@@ -4,9 +4,24 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
-from tests.oracles import off_centre, probabilistic_pca
-from vae_lib.model import dense_vae
-from vae_lib.objectives import elbo, log_weights, terms
+from tests.oracles import off_centre, probabilistic_pca, two_latents
+from vae_lib.distributions import DiagonalGaussian
+from vae_lib.model import (
+    VAE,
+    GaussianDecoder,
+    GaussianMixture,
+    dense_vae,
+)
+from vae_lib.objectives import (
+    Terms,
+    beta_elbo,
+    dreg,
+    elbo,
+    implied_weights,
+    iwae,
+    log_weights,
+    terms,
+)
 
 
 def generator(seed=0):
@@ -128,3 +143,373 @@ def test_no_samples_are_refused(small):
     model, x = small
     with pytest.raises(ValueError, match="samples: expected at least 1, got 0"):
         log_weights(model, x, 0)
+    with pytest.raises(ValueError, match="samples: expected at least 1, got 0"):
+        dreg(model, x, samples=0)
+    assert log_weights(model, x, 1).shape == (1, 5)
+
+
+def test_the_noise_comes_from_the_generator_or_from_the_global_one(small):
+    model, x = small
+    for objective in (
+        elbo,
+        lambda *a: beta_elbo(*a, beta=0.5),
+        lambda *a: iwae(*a, samples=3),
+        lambda *a: dreg(*a, samples=3),
+        lambda *a: terms(*a).distortion,
+        lambda m, x, *g: log_weights(m, x, 3, *g),
+    ):
+        assert torch.equal(objective(model, x, generator()), objective(model, x, generator()))
+        assert not torch.equal(objective(model, x, generator()), objective(model, x, generator(1)))
+        torch.manual_seed(7)
+        first = objective(model, x)
+        torch.manual_seed(7)
+        assert torch.equal(first, objective(model, x))
+        assert not torch.equal(first, objective(model, x))
+
+
+# -- a weight on the rate
+
+
+def test_beta_weighs_the_rate_alone(small):
+    model, x = small
+    cost = terms(model, x, generator())
+    for beta in (0.0, 0.3, 1.0, 4.0):
+        torch.testing.assert_close(
+            beta_elbo(model, x, generator(), beta=beta), -cost.distortion - beta * cost.rate
+        )
+    torch.testing.assert_close(
+        beta_elbo(model, x, generator(), beta=1), elbo(model, x, generator())
+    )
+
+
+@pytest.mark.parametrize("beta", [-0.1, float("nan")])
+def test_a_negative_beta_is_refused(small, beta):
+    with pytest.raises(ValueError, match="beta: expected a number not below zero"):
+        beta_elbo(*small, beta=beta)
+
+
+# -- another prior
+
+
+def test_with_a_mixture_prior_the_rate_is_estimated_without_bias(small):
+    model, x = small
+    other = VAE(model.encoder, GaussianMixture(3, 4).double(), model.decoder)
+    q = model.encoder(x)
+    draws = torch.stack([terms(other, x, generator(seed)).rate for seed in range(4000)])
+    z = q.rsample(200_000, generator=generator(9))
+    precise = q.log_prob(z) - other.prior().log_prob(z)
+    error = (draws.var(0) / len(draws) + precise.var(0) / len(precise)).sqrt()
+    assert ((draws.mean(0) - precise.mean(0)).abs() < 5 * error).all()
+
+
+def test_the_estimated_rate_uses_the_draw_that_is_decoded(small):
+    model, x = small
+    other = VAE(model.encoder, GaussianMixture(3, 1).double(), model.decoder)
+    with torch.no_grad():
+        other.prior.means.zero_()  # the standard normal, as a mixture of one
+    torch.testing.assert_close(
+        elbo(other, x, generator()), log_weights(model, x, 1, generator())[0]
+    )
+    torch.testing.assert_close(
+        terms(other, x, generator()).distortion, terms(model, x, generator()).distortion
+    )
+
+
+def test_a_gaussian_prior_keeps_the_exact_rate(small):
+    model, x = small
+    first, second = (terms(model, x, generator(seed)).rate for seed in (0, 1))
+    assert torch.equal(first, second)
+
+
+# -- the importance-weighted bound
+
+
+def test_the_bound_is_the_log_of_the_mean_weight(small):
+    model, x = small
+    weights = log_weights(model, x, 7, generator()).exp()
+    torch.testing.assert_close(iwae(model, x, generator(), samples=7), weights.mean(0).log())
+    torch.testing.assert_close(
+        iwae(model, x, generator(), samples=1), log_weights(model, x, 1, generator())[0]
+    )
+
+
+def test_the_bound_is_exact_where_the_posterior_is(pca):
+    model, x, exact = pca
+    for samples in (1, 2, 50):
+        torch.testing.assert_close(
+            iwae(model, x, generator(), samples=samples), exact, rtol=0, atol=1e-11
+        )
+
+
+def test_the_bound_rises_with_the_samples_and_stays_below(pca):
+    model, x, exact = pca
+    wrong, gap = off_centre(model, by=0.5)
+    x, exact = x.repeat(200, 1), exact.repeat(200)
+    short = [exact - iwae(wrong, x, generator(k), samples=k) for k in (1, 2, 5, 20, 100)]
+    means = [s.mean().item() for s in short]
+    errors = [(s.std() / math.sqrt(len(s))).item() for s in short]
+    assert abs(means[0] - gap) < 5 * errors[0]
+    for (near, far), error in zip(zip(means[1:], means, strict=False), errors, strict=False):
+        assert 0 < near < far - 5 * error
+    # For large k the shortfall is half the relative variance of a weight over k, which is
+    # known here: log w - log p(x) is normal with variance 2 x 0.5^2 and mean minus half of it.
+    relative_variance = math.exp(2 * 0.5**2) - 1
+    assert means[-1] == pytest.approx(relative_variance / (2 * 100), abs=5 * errors[-1])
+
+
+# -- the doubly reparameterised gradient
+
+
+class Constant(torch.nn.Module):
+    """An encoder whose answer is settled."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x):
+        return self.answer
+
+
+@pytest.fixture
+def spread(small):
+    """A model whose posterior is far from its prior, so that weights differ."""
+    model, x = small
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+        model.encoder.network.second.bias.fill_(-0.3)
+    return model, x
+
+
+def gradients(values, model):
+    model.zero_grad()
+    values.sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("samples", [1, 2, 8])
+def test_dreg_has_the_value_and_the_decoder_gradient_of_the_bound(spread, samples):
+    model, x = spread
+    plain = iwae(model, x, generator(), samples=samples)
+    doubly = dreg(model, x, generator(), samples=samples)
+    torch.testing.assert_close(plain, doubly)
+    first, second = gradients(plain, model), gradients(doubly, model)
+    for name in first:
+        if name.startswith("decoder"):
+            torch.testing.assert_close(first[name], second[name])
+        elif samples > 1:
+            assert not torch.allclose(first[name], second[name])
+
+
+def test_dreg_has_the_gradient_of_its_equation(spread):
+    model, x = spread
+    k = 4
+    q = model.encoder(x)
+    noise = torch.randn(k, *q.mean.shape, generator=generator(), dtype=torch.float64)
+    z = (q.mean + q.std * noise).detach().requires_grad_(True)
+    fixed = Independent(Normal(q.mean.detach(), q.std.detach()), 1)
+    log_prior = -0.5 * (z**2).sum(-1) - 1.5 * math.log(2 * math.pi)
+    log_w = model.decoder(z).log_prob(x) + log_prior - fixed.log_prob(z)
+    (slope,) = torch.autograd.grad(log_w.sum(), z)
+    weights = torch.softmax(log_w.detach(), 0).unsqueeze(-1)
+    wanted = (weights**2 * slope).detach()
+    # dz/dmean = 1 and dz/dlog_std = std * noise
+    found = dict(model.encoder.named_parameters())
+    expected = torch.autograd.grad(
+        [q.mean, q.log_std], list(found.values()), [wanted.sum(0), (wanted * q.std * noise).sum(0)]
+    )
+    seen = gradients(dreg(model, x, generator(), samples=k), model)
+    for name, value in zip(found, expected, strict=True):
+        torch.testing.assert_close(seen[f"encoder.{name}"], value)
+
+
+def test_dreg_agrees_with_the_bound_in_the_mean_and_is_less_noisy(pca):
+    model, x, _ = pca
+    rows = x[:3].repeat(20_000, 1)
+
+    def per_image(objective):
+        """The gradient in the means of q, for each repetition of each image."""
+        q = model.encoder(rows)
+        mean = (q.mean + 0.4 * q.std).requires_grad_(True)
+        encoder = Constant(DiagonalGaussian(mean, q.log_std))
+        values = objective(VAE(encoder, model.prior, model.decoder), rows, generator(3), samples=5)
+        (gradient,) = torch.autograd.grad(values.sum(), mean)
+        return gradient.view(-1, 3, 2)
+
+    plain, doubly = per_image(iwae), per_image(dreg)
+    error = (plain.var(0) / len(plain) + doubly.var(0) / len(doubly)).sqrt()
+    assert ((plain.mean(0) - doubly.mean(0)).abs() < 5 * error).all()
+    assert (doubly.mean(0).abs() > 5 * error).all()
+    assert (2 * doubly.var(0) < plain.var(0)).all()
+
+
+def test_with_an_exact_posterior_dreg_has_no_noise_at_all(pca):
+    model, x, _ = pca
+    weight = model.encoder.weight.clone().requires_grad_(True)
+    model.encoder.weight = weight
+    dreg(model, x, generator(), samples=3).sum().backward()
+    assert weight.grad.abs().max() < 1e-10
+    weight.grad = None
+    iwae(model, x, generator(), samples=3).sum().backward()
+    assert weight.grad.abs().max() > 0.1
+
+
+def test_dreg_can_be_scored_without_gradients(small):
+    model, x = small
+    with torch.no_grad():
+        torch.testing.assert_close(
+            dreg(model, x, generator(), samples=3), iwae(model, x, generator(), samples=3)
+        )
+
+
+# -- two gradients of one expectation
+
+
+def test_pathwise_and_score_function_gradients_agree_in_the_mean(small):
+    model, x = small
+    n = 20_000
+    q = model.encoder(x)
+    mean = q.mean.detach().expand(n, -1, -1).clone().requires_grad_(True)
+    log_std = q.log_std.detach().expand(n, -1, -1).clone().requires_grad_(True)
+    again = type(q)(mean, log_std)
+
+    z = again.rsample(generator=generator(1))
+    pathwise = torch.autograd.grad(model.decoder(z).log_prob(x).sum(), [mean, log_std])
+    z = again.sample(generator=generator(2))
+    surrogate = model.decoder(z).log_prob(x).detach() * again.log_prob(z)
+    score = torch.autograd.grad(surrogate.sum(), [mean, log_std])
+    for one, other in zip(pathwise, score, strict=True):
+        error = (one.var(0) / n + other.var(0) / n).sqrt()
+        assert ((one.mean(0) - other.mean(0)).abs() < 5 * error).all()
+        assert (other.var(0) > 10 * one.var(0)).all()
+
+
+def test_two_latents_integrated_over_a_grid_agree_with_the_bound():
+    model, x, exact = two_latents()
+    values = iwae(model, x.repeat(40, 1), generator(), samples=10_000).view(40, -1)
+    error = values.std(0) / math.sqrt(40)
+    assert ((values.mean(0) - exact).abs() < 5 * error + 1e-6).all()
+    assert (error < 2e-3).all()
+
+
+# -- what a loss of two weighted terms amounts to
+
+
+PUBLIC = [
+    # AntixK/PyTorch-VAE a6896b9: mean squared error over 3 x 64 x 64, 0.00025 times the KL.
+    (
+        {
+            "pixels": 3 * 64 * 64,
+            "latents": 128,
+            "reconstruction": "mean",
+            "divergence_weight": 0.00025,
+        },
+        "std",
+        1.24,
+    ),
+    # google/flax 18f8f31, nnx toy: mean cross entropy, 0.1 times the mean KL of 32 latents.
+    (
+        {
+            "pixels": 784,
+            "latents": 32,
+            "reconstruction": "mean",
+            "divergence": "mean",
+            "divergence_weight": 0.1,
+        },
+        "beta",
+        2.45,
+    ),
+    # Generative Deep Learning, second edition, 9b1048d: 500 times the mean cross entropy.
+    (
+        {"pixels": 1024, "latents": 2, "reconstruction": "mean", "reconstruction_weight": 500},
+        "beta",
+        2.05,
+    ),
+    # jax-ml/jax-ai-stack 59de2e1: mean cross entropy over 64, 0.1 times the mean KL of 8.
+    (
+        {
+            "pixels": 64,
+            "latents": 8,
+            "reconstruction": "mean",
+            "divergence": "mean",
+            "divergence_weight": 0.1,
+        },
+        "beta",
+        0.8,
+    ),
+]
+
+
+@pytest.mark.parametrize(("loss", "what", "value"), PUBLIC)
+def test_public_losses_mean_what_was_worked_out_by_hand(loss, what, value):
+    assert round(getattr(implied_weights(**loss), what), 2) == value
+
+
+def test_the_implied_beta_gives_the_gradient_of_the_loss(small):
+    model, x = small
+    cost = terms(model, x, generator())
+    loss = 3 * cost.distortion.mean() / 12 + 0.2 * cost.rate.mean() / 3
+    found = implied_weights(
+        pixels=12,
+        latents=3,
+        reconstruction="mean",
+        divergence="mean",
+        reconstruction_weight=3,
+        divergence_weight=0.2,
+    )
+    weights = list(model.parameters())
+    theirs = torch.autograd.grad(loss, weights)
+    ours = torch.autograd.grad(-beta_elbo(model, x, generator(), beta=found.beta).mean(), weights)
+    for one, other in zip(theirs, ours, strict=True):
+        torch.testing.assert_close(one * 12 / 3, other)
+
+
+def test_the_implied_sigma_gives_the_gradient_of_the_loss(small):
+    model, x = small
+    network = model.decoder.network
+    q = model.encoder(x)
+    error = (network(q.rsample(generator=generator())) - x) ** 2
+    loss = 0.5 * error.mean() + 0.01 * q.kl(model.prior()).mean()
+    found = implied_weights(
+        pixels=12,
+        latents=3,
+        reconstruction="mean",
+        reconstruction_weight=0.5,
+        divergence_weight=0.01,
+    )
+    ours = VAE(model.encoder, model.prior, GaussianDecoder(network, found.std).double())
+    weights = list(model.parameters())
+    theirs = torch.autograd.grad(loss, weights)
+    ours = torch.autograd.grad(-elbo(ours, x, generator()).mean(), weights)
+    for one, other in zip(theirs, ours, strict=True):
+        torch.testing.assert_close(one / 0.01, other, rtol=1e-6, atol=1e-9)
+
+
+def test_a_plain_elbo_implies_one():
+    found = implied_weights(pixels=784, latents=5)
+    assert found.beta == 1
+    assert found.std == math.sqrt(0.5)
+    assert implied_weights(pixels=1, latents=1, divergence_weight=0).std == 0
+    assert implied_weights(pixels=1, latents=1, reconstruction="mean", divergence="mean").beta == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"pixels": 0}, "pixels: expected at least 1, got 0"),
+        ({"latents": 0}, "latents: expected at least 1, got 0"),
+        ({"reconstruction": "max"}, 'reconstruction: expected "sum" or "mean", got \'max\''),
+        ({"divergence": "none"}, 'divergence: expected "sum" or "mean", got \'none\''),
+        ({"reconstruction_weight": 0}, "reconstruction_weight: expected a number above zero"),
+        ({"divergence_weight": -1.0}, "divergence_weight: expected a number not below zero"),
+    ],
+)
+def test_a_loss_that_cannot_be_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        implied_weights(**{"pixels": 784, "latents": 5, **wrong})
+
+
+def test_terms_are_costs():
+    cost = Terms(distortion=torch.tensor([3.0]), rate=torch.tensor([2.0]))
+    assert cost.elbo.item() == -5

@@ -1,9 +1,13 @@
 import pytest
 import torch
+from torch import nn
 
+from tests.oracles import best_probabilistic_pca, probabilistic_pca
 from vae_lib.data import Batches
-from vae_lib.model import dense_vae
-from vae_lib.objectives import elbo
+from vae_lib.distributions import DiagonalGaussian
+from vae_lib.model import VAE, GaussianDecoder, StandardNormal, dense_vae
+from vae_lib.networks import linear
+from vae_lib.objectives import elbo, log_weights
 from vae_lib.training import train, watched
 
 
@@ -142,3 +146,44 @@ def test_the_bar_is_shown_to_a_person_only(monkeypatch, capsys):
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "objective -" in shown.err
+
+
+def test_a_linear_vae_trains_to_the_optimum_of_probabilistic_pca():
+    # Lucas, Tucker, Grosse and Norouzi (2019): with linear maps the ELBO has no other stable
+    # optimum, and there it equals log p(x).
+    _, x, _ = probabilistic_pca(latents=2, pixels=6, std=0.5)
+    wanted, basis, std = best_probabilistic_pca(x, latents=2)
+    centre = x.mean(0)
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mean = linear(6, 2, torch.Generator().manual_seed(1))
+            self.log_std = nn.Parameter(torch.zeros(2))
+
+        def forward(self, x):
+            mean = self.mean(x - centre)
+            return DiagonalGaussian(mean, self.log_std.expand_as(mean))
+
+    decoder = GaussianDecoder(linear(2, 6, torch.Generator().manual_seed(2)))
+    model = VAE(Encoder(), StandardNormal(2), decoder).double()
+
+    def exact_elbo(model, x, generator):
+        """E_q of the squared error is known for a linear decoder, so nothing is sampled."""
+        q, likelihood = model.encoder(x), model.decoder(model.encoder(x).mean)
+        spread = (q.std**2 * (model.decoder.network.weight**2).sum(0)).sum(-1)
+        excess = 0.5 * spread / model.decoder.log_std.exp() ** 2
+        return likelihood.log_prob(x) - excess - q.kl(model.prior())
+
+    batches = Batches(x, batch_size=50)
+    for rate in (3e-2, 3e-3):
+        history = train(model, batches, exact_elbo, epochs=1000, learning_rate=rate)
+    assert history[-1] == pytest.approx(wanted, abs=1e-5)
+    assert model.decoder.log_std.exp().item() == pytest.approx(std, rel=1e-3)
+    found, _ = torch.linalg.qr(model.decoder.network.weight.detach())
+    cosines = torch.linalg.svdvals(found.T @ basis)
+    assert torch.rad2deg(torch.acos(cosines.clamp(max=1))).max() < 0.1
+    # Sampled, the bound is the same number: every draw of q at the optimum is exact.
+    for seed in range(3):
+        draws = log_weights(model, x, 1, torch.Generator().manual_seed(seed))
+        assert draws.mean().item() == pytest.approx(wanted, abs=0.02)

@@ -157,8 +157,8 @@ class Bernoulli:
                 f"x: expected zeros and ones, got values from {x.min():g} to {x.max():g}. "
                 "Make them with vae_lib.data.binarize."
             )
-        target = x.to(self.logits.dtype).expand_as(self.logits)
-        loss = F.binary_cross_entropy_with_logits(self.logits, target, reduction="none")
+        logits, target = torch.broadcast_tensors(self.logits, x.to(self.logits.dtype))
+        loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
         return -loss.sum(-1)
 
     def sample(self, *, generator: torch.Generator | None = None) -> Tensor:
@@ -213,9 +213,12 @@ class Categorical:
         Raises:
             ValueError: Another number of pixels, or greys between the levels.
         """
-        level = _levels(x, *self.logits.shape[-2:]).expand(self.logits.shape[:-1])
-        log_p = torch.log_softmax(self.logits, -1)
-        return log_p.gather(-1, level.unsqueeze(-1)).squeeze(-1).sum(-1)
+        pixels, levels = self.logits.shape[-2:]
+        level = _levels(x, pixels, levels)
+        shape = torch.broadcast_shapes(level.shape, self.logits.shape[:-1])
+        level = level.expand(shape).unsqueeze(-1)
+        log_p = torch.log_softmax(self.logits, -1).expand(*shape, levels)
+        return log_p.gather(-1, level).squeeze(-1).sum(-1)
 
     def sample(self, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw the grey of each pixel once, shape (..., d)."""
