@@ -413,3 +413,45 @@ def test_mixture_parameters_that_do_not_belong_together_are_refused():
         Mixture(torch.zeros(3), two)
     with pytest.raises(ValueError, match=r"beside \(3,\)"):
         Mixture(torch.zeros(3), DiagonalGaussian(torch.zeros(3), torch.zeros(3)))
+
+
+# -- draws: their source, their precision, their device
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_coin_falls_by_one_even_draw_of_the_generator(dtype):
+    logits = draw(1000).to(dtype)
+    x = Bernoulli(logits).sample(generator=torch.Generator().manual_seed(1))
+    uniform = torch.rand(1000, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    assert x.dtype == dtype
+    assert torch.equal(x, (uniform < torch.sigmoid(logits)).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_logistic_grey_is_the_quantile_of_one_even_draw(dtype):
+    location, log_scale = 0.5 + 0.2 * draw(1000).to(dtype), draw(1000, seed=1).to(dtype) - 2
+    x = DiscretizedLogistic(location, log_scale).sample(generator=torch.Generator().manual_seed(1))
+    uniform = torch.rand(1000, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    assert x.dtype == dtype
+    grey = location + log_scale.exp() * (uniform / (1 - uniform)).log()
+    inside = (grey > 0) & (grey < 1)
+    assert inside.sum() > 500
+    assert (grey - x)[inside].abs().max() < 0.5 / 255 + 1e-4
+    assert torch.equal(x[~inside], (grey[~inside] > 0.5).to(dtype))
+
+
+def test_draws_stay_on_the_device_of_their_parameters():
+    # A tensor on the device "meta" has a shape and no numbers, and mixes with no other.
+    elsewhere = torch.zeros(3, 2, device="meta")
+    gaussian = DiagonalGaussian(elsewhere, elsewhere)
+    logistic = DiscretizedLogistic(elsewhere, elsewhere)
+    for x in (gaussian.rsample(), gaussian.sample(4), Bernoulli(elsewhere).sample()):
+        assert x.device.type == "meta"
+    assert logistic.sample().device.type == logistic.mean.device.type == "meta"
+    assert Categorical(elsewhere).mean.device.type == "meta"
+
+
+def test_two_levels_are_enough():
+    x = torch.tensor([0.0, 1.0])
+    wide = DiscretizedLogistic(torch.full((2,), 0.5), torch.zeros(2), levels=2)
+    torch.testing.assert_close(wide.log_prob(x), torch.tensor(2 * math.log(0.5)))

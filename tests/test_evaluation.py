@@ -14,7 +14,7 @@ from vae_lib.evaluation import (
     log_likelihood,
 )
 from vae_lib.model import VAE, StandardNormal, dense_vae
-from vae_lib.objectives import log_weights
+from vae_lib.objectives import elbo, log_weights
 
 
 @pytest.fixture(scope="module")
@@ -203,3 +203,37 @@ def test_untrained_and_unused_latents_are_told_apart():
         model.encoder.network.first.weight[1] = 0
     x = (torch.rand(100, 12, generator=torch.Generator().manual_seed(0)) < 0.5).float()
     assert active_units(model, x).tolist() == [True, False, True]
+
+
+# -- defaults that recorded scores depend on
+
+
+def test_scores_are_of_seed_zero_and_of_the_stated_batches_unless_told_otherwise():
+    model = dense_vae(pixels=6, hidden=4, latents=2)
+    x = (torch.rand(1100, 6, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    default = held_out_elbo(model, x).elbo.values
+    assert torch.equal(default, held_out_elbo(model, x, seed=0, batch_size=1000).elbo.values)
+    default = log_likelihood(model, x[:60], samples=2).values
+    stated = log_likelihood(model, x[:60], samples=2, seed=0, batch_size=50).values
+    assert torch.equal(default, stated)
+
+
+def test_the_held_out_elbo_draws_from_the_stream_of_evaluation(pca):
+    wrong, _ = off_centre(pca[0], by=0.5)
+    noise = seeded(0, stream="evaluation")
+    torch.testing.assert_close(held_out_elbo(wrong, pca[1]).elbo.values, elbo(wrong, pca[1], noise))
+
+
+@pytest.mark.parametrize(
+    "score", [held_out_elbo, lambda *a, **k: log_likelihood(*a, samples=3, **k)]
+)
+def test_noise_is_drawn_where_the_images_are(pca, score, monkeypatch):
+    asked = []
+
+    def spy(*arguments, device="nowhere", **more):
+        asked.append(device)
+        return seeded(*arguments, **more)
+
+    monkeypatch.setattr("vae_lib.evaluation.seeded", spy)
+    score(*pca[:2])
+    assert asked == [pca[1].device]

@@ -70,6 +70,16 @@ def test_a_seed_decides_all_weights():
     assert not any(torch.equal(first[n], other[n]) for n in first if n.endswith("weight"))
 
 
+def test_the_default_seed_is_zero():
+    assert torch.equal(
+        dense_vae().decoder.network[0].weight, dense_vae(seed=0).decoder.network[0].weight
+    )
+
+
+def test_a_prior_that_learned_nothing_is_not_saved():
+    assert list(StandardNormal(3).state_dict()) == []
+
+
 def test_precision_moves_all_three_parts():
     model = dense_vae(hidden=4).double()
     assert model.prior().mean.dtype == torch.float64
