@@ -10,6 +10,8 @@ TORCH_VERSION := 2.13.0
 JOBS ?= 2
 # More arguments for pytest: make test ARGS="tests/test_data.py -v"
 ARGS ?=
+# The most minutes that one call of `make mutate` or `make matrix` takes; the next goes on.
+MINUTES ?= 60
 # The port of `make serve`.
 PORT ?= 8000
 # The address of the book's repository. If set, pages get repository and Binder buttons.
@@ -27,7 +29,7 @@ QUIETLY = >>$(LOG) 2>&1 || { tail -n 40 $(LOG) >&2; echo "set-up failed; all of 
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help book test run lab diffs serve bench lint lock clean
+.PHONY: help book test run lab diffs serve bench mutate matrix lint lock clean
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is"
@@ -39,7 +41,7 @@ book: $(VENV)/ready ## build the pages from the stored outputs, warnings being e
 	@REPOSITORY='$(REPOSITORY)' $(PY) book/build.py
 
 # One thread a process: JOBS processes then share the cores without fighting for them.
-test run: export OMP_NUM_THREADS := 1
+test run mutate: export OMP_NUM_THREADS := 1
 
 test: $(VENV)/ready ## run every test: units, doctests, notebooks against their outputs, pages
 	@$(PY) -m pytest -n $(JOBS) --dist loadscope $(ARGS)
@@ -58,11 +60,20 @@ serve: book ## build the pages and serve them on this machine
 bench: $(VENV)/ready .venv-jax/ready ## time an epoch, beside the same in JAX
 	@$(PY) -m tests.bench $(ARGS)
 
+# Fourteen minutes of one core. mutmut keeps what it has done in mutants/, and ends with an error
+# if it is stopped; what it found is printed either way.
+mutate: $(VENV)/mutation-ready ## break the library on purpose and list what no unit test notices
+	@timeout $(MINUTES)m $(VENV)/bin/mutmut run --max-children $(JOBS) $(ARGS) || echo "not finished: make mutate goes on" >&2
+	@$(VENV)/bin/mutmut results
+
+matrix: $(VENV)/ready ## run the tests on older instruction sets, with one thread and with two
+	@$(PY) -m tests.matrix --minutes $(MINUTES) --jobs $(JOBS) $(ARGS)
+
 lint: $(VENV)/ready ## check the code with ruff
 	@$(PY) -m ruff check .
 
 clean: ## remove what was built and what the chapters wrote (not .venv)
-	@rm -rf _build outputs book/_static/mathjax .pytest_cache .ruff_cache
+	@rm -rf _build outputs mutants book/_static/mathjax .pytest_cache .ruff_cache
 
 # Set-up -----------------------------------------------------------------------------------------
 
@@ -93,13 +104,18 @@ $(VENV)/lab-ready: requirements/lab.txt $(VENV)/ready
 	@if git rev-parse --git-dir >/dev/null 2>&1; then git config diff.ipynb.textconv '$(TEXTCONV)'; fi
 	@touch $@
 
+$(VENV)/mutation-ready: requirements/mutation.txt $(VENV)/ready
+	@echo "set-up: installing what requirements/mutation.txt pins"
+	@$(PIP) $(LOCKED) -r requirements/mutation.txt $(QUIETLY)
+	@touch $@
+
 .venv-jax/ready: requirements/bench.txt $(VENV)/ready
 	@echo "set-up: installing what requirements/bench.txt pins, in .venv-jax"
 	@$(PYTHON) -m venv .venv-jax
 	@.venv-jax/bin/python -m pip --disable-pip-version-check --no-input $(LOCKED) -r requirements/bench.txt $(QUIETLY)
 	@touch $@
 
-# Pinning anew. lab.txt agrees with book.txt and repeats only what
+# Pinning anew. lab.txt and mutation.txt agree with book.txt and repeat only what
 # that one pins for some platforms alone.
 UV := $(VENV)/bin/uv
 COMPILE := $(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
@@ -109,6 +125,7 @@ WITHOUT_TORCH := --override requirements/no-torch.in pyproject.toml requirements
 lock: $(VENV)/ready ## pin the newest versions that fit pyproject.toml, in requirements/
 	@test -x $(UV) || { echo "set-up: installing uv"; $(PIP) install uv $(QUIETLY); }
 	@$(COMPILE) --extra book --extra lint $(WITHOUT_TORCH) -o requirements/book.txt
-	@$(COMPILE) --extra lab --constraint requirements/book.txt $(WITHOUT_TORCH) -o requirements/lab.txt \
-	$$(sed -n 's/^\([a-z0-9.-]*\)==[^;]*$$/--no-emit-package \1/p' requirements/book.txt)
+	@for extra in lab mutation; do \
+	$(COMPILE) --extra $$extra --constraint requirements/book.txt $(WITHOUT_TORCH) -o requirements/$$extra.txt \
+	$$(sed -n 's/^\([a-z0-9.-]*\)==[^;]*$$/--no-emit-package \1/p' requirements/book.txt) || exit 1; done
 	@$(COMPILE) requirements/bench.in -o requirements/bench.txt
