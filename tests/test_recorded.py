@@ -4,10 +4,12 @@ import hashlib
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from vae_lib.checkpoints import RECORDED, load
-from vae_lib.data import MNIST, binarize, load_mnist
-from vae_lib.evaluation import held_out_elbo
+from vae_lib.data import MNIST, binarize, load_mnist, seeded
+from vae_lib.evaluation import held_out_elbo, log_likelihood
 from vae_lib.model import dense_vae
 
 NAMES = sorted({path.stem for path in RECORDED.glob("*.json")})
@@ -24,6 +26,29 @@ def test_a_recorded_network_still_scores_what_was_recorded(name, latents):
     elbo = held_out_elbo(model, binarize(load_mnist().test_images, "threshold")).elbo
     assert elbo.mean == pytest.approx(recipe["elbo"], abs=0.02)
     assert elbo.standard_error == pytest.approx(recipe["standard_error"], abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["good-vae", "good-iwae"])
+def test_a_network_of_burda_still_scores_what_was_recorded(name):
+    model = dense_vae(hidden=(200, 200), latents=50)
+    recipe = load(RECORDED / name, model)
+    scores = load_file(RECORDED / f"{name}-scores.safetensors")
+    images = load_mnist().test_images
+    images = binarize(images, "dynamic", generator=seeded(0, stream="test images"))
+    elbo = held_out_elbo(model, images).elbo
+    assert elbo.mean == pytest.approx(recipe["elbo"], abs=0.02)
+    torch.testing.assert_close(elbo.values, scores["elbo"], rtol=0, atol=0.1)
+    # Fifty images again, with fewer samples than the 5,000 of the record.
+    rows = torch.randperm(len(images), generator=seeded(0, stream="rows"))[:50]
+    found = log_likelihood(model, images[rows], samples=1000)
+    stated = scores["log_likelihood"][rows]
+    recorded_error = (1 / scores["effective_samples"][rows] - 1 / 5000).clamp_min(0).sqrt()
+    error = (found.sampling_errors**2 + recorded_error**2).sqrt()
+    difference = found.values - stated
+    assert abs(difference.mean()) < 4 * error.square().sum().sqrt() / len(rows)
+    assert scores["log_likelihood"].mean().item() == pytest.approx(
+        recipe["log_likelihood"], abs=1e-3
+    )
 
 
 def test_a_recorded_run_belongs_to_its_script():
