@@ -22,9 +22,10 @@ from PIL import Image
 RTOL = 1e-3
 FIGURE_RTOL = 5e-3
 
-# Neither `60,000` nor the version `2.13.0` is a float; `-1.5`, `1,234.5` and `1e-07` are.
+# `-1.5`, `1,234.5` and `1e-07` are floats; the integer `60,000`, the version `2.13.0` and the
+# colour `#009e73` are not.
 FLOAT = re.compile(
-    r"[ \t]*(?<![\w.])([-+]?(?:\d+(?:,\d{3})*\.\d+(?:e[-+]?\d+)?|\d+\.?e[-+]?\d+))(?!\d|\.\d)",
+    r"[ \t]*(?<![\w.#])([-+]?(?:\d+(?:,\d{3})*\.\d+(?:e[-+]?\d+)?|\d+\.?e[-+]?\d+))(?!\d|\.\d)",
     re.IGNORECASE,
 )
 

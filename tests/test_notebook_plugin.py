@@ -267,6 +267,8 @@ def test_outputs_of_a_full_run():
     [
         ("3.", "4.", False),  # an integer at the end of a sentence
         ("torch 2.13.0", "torch 2.13.1", False),
+        ("#009e734d", "#009e734d", True),
+        ("#009e734d", "#009e734f", False),
         ("conv1.weight", "conv2.weight", False),
         ("1,234.5", "1,234.6", True),
         ("1,234.5", "1,334.5", False),

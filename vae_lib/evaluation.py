@@ -105,8 +105,8 @@ class LogLikelihood(Estimate):
         .. math:: \sqrt{1 / \text{ESS} - 1 / k}
 
         The delta method: the relative standard error of the mean weight, which is the absolute
-        one of its logarithm. It takes the weights seen for typical, so where the effective
-        sample size is a few, it is too small.
+        one of its logarithm. It takes the weights that were drawn for typical. Where the largest
+        weights are rare and none was drawn, it is too small, and nothing in it says so.
         """
         return (1 / self.effective_samples - 1 / self.samples).clamp_min(0).sqrt()
 
@@ -120,7 +120,8 @@ def log_likelihood(
         w_i = \frac{p(x | z_i) p(z_i)}{q(z_i | x)}, \quad z_i \sim q(z | x)
 
     Equation 8 of Burda, Grosse and Salakhutdinov (2016). For k = 1 it is the ELBO; its
-    expectation does not fall with k and tends to log p(x), if the weights are bounded. A
+    expectation does not fall with k, and tends to log p(x) at least where the weights are
+    bounded. A
     difference between two models is meaningful only on the same images with the same k.
 
     Arguments:
