@@ -35,7 +35,7 @@ from vae_lib.training import train
 RECORD = Path(__file__).with_name("good-burda.json")
 NAMES = {1: "good-vae", 50: "good-iwae"}
 STAGES = 8
-EPOCHS = {1: (100,) * 3 + (50,) * 5, 50: (14,) * 3 + (8,) * 5}  # stage by stage
+EPOCHS = {1: (100,) * 3 + (40,) * 5, 50: (14,) * 3 + (8,) * 5}  # stage by stage
 
 
 def network(images):
