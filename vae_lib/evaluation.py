@@ -121,8 +121,8 @@ def log_likelihood(
 
     Equation 8 of Burda, Grosse and Salakhutdinov (2016). For k = 1 it is the ELBO; its
     expectation does not fall with k, and tends to log p(x) at least where the weights are
-    bounded. A
-    difference between two models is meaningful only on the same images with the same k.
+    bounded. A difference between two models is meaningful only on the same images with the
+    same k.
 
     Arguments:
         model: A VAE.
