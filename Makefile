@@ -60,7 +60,7 @@ serve: book ## build the pages and serve them on this machine
 bench: $(VENV)/ready .venv-jax/ready ## time an epoch, beside the same in JAX
 	@$(PY) -m tests.bench $(ARGS)
 
-# Fourteen minutes of one core. mutmut keeps what it has done in mutants/, and ends with an error
+# Some ten minutes of one core. mutmut keeps what it has done in mutants/, and ends with an error
 # if it is stopped; what it found is printed either way.
 mutate: $(VENV)/mutation-ready ## break the library on purpose and list what no unit test notices
 	@timeout $(MINUTES)m $(VENV)/bin/mutmut run --max-children $(JOBS) $(ARGS) || echo "not finished: make mutate goes on" >&2
