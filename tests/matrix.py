@@ -76,6 +76,11 @@ def tasks():
                 yield name, threads, chapter.stem, 1, [str(chapter)], library + digest([chapter])
 
 
+def label(task):
+    """The name under which a run is kept."""
+    return " ".join(map(str, task[:4]))
+
+
 def has_avx512():
     return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
@@ -107,8 +112,9 @@ def table(kept):
     columns = ["units", *(path.stem for path in CHAPTERS)]
     found = Counter()
     missing = Counter()
-    for name, threads, what, repetition, _, key in tasks():
-        state = kept.get(f"{name} {threads} {what} {repetition}", {})
+    for task in tasks():
+        name, threads, what, _, _, key = task
+        state = kept.get(label(task), {})
         if state.get("key") != key:
             missing[name, threads, what] += 1
         else:
@@ -145,21 +151,20 @@ def main():
             for task in tasks()
             if task[1] == threads
             and (not asked.only or task[2] in asked.only)
-            and kept.get(" ".join(map(str, task[:4]))) != {"key": task[5], "passed": True}
+            and kept.get(label(task)) != {"key": task[5], "passed": True}
         ]
 
         def one(task):
-            name, threads, what, repetition, files, key = task
+            name, threads, _, _, files, key = task
             if time.monotonic() > end:
                 return
             passed, report = run(name, threads, files)
-            label = f"{name} {threads} {what} {repetition}"
             with lock:
-                kept[label] = {"key": key, "passed": passed}
+                kept[label(task)] = {"key": key, "passed": passed}
                 whole = KEPT.with_suffix(".partial")
                 whole.write_text(json.dumps(kept, indent=1))
                 os.replace(whole, KEPT)
-            print(label, "passed" if passed else f"FAILED\n{report}", flush=True)
+            print(label(task), "passed" if passed else f"FAILED\n{report}", flush=True)
 
         with ThreadPoolExecutor(max(1, asked.jobs // threads)) as pool:
             list(pool.map(one, todo))

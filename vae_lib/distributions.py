@@ -163,12 +163,7 @@ class Bernoulli:
 
     def sample(self, *, generator: torch.Generator | None = None) -> Tensor:
         """Toss each coin once: zeros and ones, of the shape of the logits."""
-        uniform = torch.rand(
-            self.logits.shape,
-            generator=generator,
-            device=self.logits.device,
-            dtype=self.logits.dtype,
-        )
+        uniform = _uniform_like(self.logits, generator)
         return (uniform < self.mean).to(self.logits.dtype)
 
 
@@ -301,12 +296,7 @@ class DiscretizedLogistic:
 
     def sample(self, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw the grey of each pixel once, shape (..., d)."""
-        uniform = torch.rand(
-            self.location.shape,
-            generator=generator,
-            device=self.location.device,
-            dtype=self.location.dtype,
-        )
+        uniform = _uniform_like(self.location, generator)
         grey = self.location + self.log_scale.exp() * torch.logit(uniform)
         return torch.round(grey.clamp(0, 1) * (self.levels - 1)) / (self.levels - 1)
 
@@ -357,6 +347,11 @@ class Mixture:
         )
         chosen = DiagonalGaussian(self.components.mean[which], self.components.log_std[which])
         return chosen.sample(generator=generator)
+
+
+def _uniform_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw even numbers from 0 to 1, of the shape, device and precision of x."""
+    return torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
 def _check_pixels(x: Tensor, pixels: int) -> None:
