@@ -137,7 +137,7 @@ def test_the_bar_is_shown_to_a_person_only(monkeypatch, capsys):
     train(small(), Batches(images(), 50), epochs=1)
     assert capsys.readouterr() == ("", "")
 
-    monkeypatch.setenv("JPY_SESSION_NAME", "chapters/03-code.ipynb")
+    monkeypatch.setenv("JPY_SESSION_NAME", "chapters/04-code.ipynb")
     assert watched()
     monkeypatch.setenv("VAE_LIB_PROGRESS", "0")
     assert not watched()

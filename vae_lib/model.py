@@ -1,6 +1,7 @@
 """The variational autoencoder: an encoder, a prior and a decoder, each giving a distribution."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -209,3 +210,30 @@ def dense_vae(
         StandardNormal(latents),
         BernoulliDecoder(dense(latents, *reversed(widths), pixels, generator=generator)),
     )
+
+
+@contextmanager
+def switched(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put a model into training or evaluation mode for a while, then each part back as it was.
+
+    The mode tells layers such as batch normalisation and dropout what to do.
+
+    Arguments:
+        model: Any module.
+        training: True for training mode, False for evaluation mode.
+
+    Example:
+        >>> model = dense_vae()
+        >>> with switched(model, training=False):
+        ...     model.training
+        False
+        >>> model.training
+        True
+    """
+    before = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in before.items():
+            module.training = mode
