@@ -5,6 +5,8 @@
   too, up to 1 % of the number. Integers, words and the number of outputs are exact.
 - A picture must carry what was drawn (`vae_lib.figures.show`), and that is compared, not pixels: a
   list of numbers at `FIGURE_RTOL` of its greatest, all else like text. A blank picture differs.
+- A table of `vae_lib.results` is compared cell by cell, each like text: how far apart its columns
+  stand follows from the widths of its numbers.
 - Text on stderr, on either side, is a difference.
 """
 
@@ -71,7 +73,16 @@ def _each(kind, compare, stored, now, rtol):
 
 
 def _text_pair(stored, now, rtol):
-    return text_differences(*(_as_text(value) for value, _ in (stored, now)), rtol)
+    texts = [_as_text(value) for value, _ in (stored, now)]
+    if all(metadata.get("vae_book", {}).get("table") for _, metadata in (stored, now)):
+        texts = map(_cells, texts)
+    return text_differences(*texts, rtol)
+
+
+def _cells(text):
+    """Return a table with its cells one bar apart; two spaces or more part them when printed."""
+    lines = (re.split(" {2,}", line.strip()) for line in text.splitlines())
+    return "\n".join(" | ".join(cells) for cells in lines)
 
 
 def _as_text(value):
