@@ -1,46 +1,66 @@
 """Run the notebooks as tests: strict nbval, with a tolerance for floats and with figures compared.
 
 A cell fails when an output differs (tests/notebook_outputs.py says what counts as the same), when
-it raises, and when it outlives its kernel or the time limit. A notebook fails when it holds no
+it raises, and when it outlives its kernel or the time limit. The cells below it are then not run,
+and skipped; `--all-cells` goes on as long as there is a kernel. A notebook fails when it holds no
 outputs or was run in part, or when a cell asks not to be checked.
+
+A cell is only ever run in a kernel that has run the cells before it, once each and in order. So
+a notebook stays in one worker and in order, whatever a plugin or an option makes of its cells; and
+where cells before it are missing, they are run first and not compared.
 
 `{"vae_book": {"rtol": 1e-2}}` in the metadata of a cell gives it another tolerance.
 """
 
+import ast
 import math
 import os
 import subprocess
+import sys
 import time
 from importlib.metadata import version
 from queue import Empty
 
 import nbformat
 import pytest
-from nbval.kernel import CURRENT_ENV_KERNEL_NAME, RunningKernel, start_new_kernel
-from nbval.plugin import IPyNbCell, IPyNbFile
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import KernelManager
+from nbval.kernel import RunningKernel
+from nbval.plugin import IPyNbCell, IPyNbFile, NbCellError
 
+from tests import surroundings
 from tests.notebook_outputs import RTOL, differences, is_number
 
 RTOL_MOST = 0.5  # more would compare nothing
-# One thread a kernel, and none that spins: several kernels share the processors.
-THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 SKIPPING = {"nbval-skip", "nbval-ignore-output", "pytest-validate-ignore-output"}
+KERNEL = "vae-book"
 
 
-def prepare_environment():
-    """Set what kernels inherit; call it before torch is imported."""
-    for name, value in THREADS.items():
-        os.environ.setdefault(name, value)
-    os.environ["VAE_LIB_PROGRESS"] = "0"
+class Kernels(KernelSpecManager):
+    """The kernels of this machine, and the one without configuration in this environment."""
+
+    def get_kernel_spec(self, kernel_name):
+        if kernel_name != KERNEL:
+            return super().get_kernel_spec(kernel_name)
+        argv = [sys.executable, str(surroundings.ROOT / "tests" / "kernel.py")]
+        return self.kernel_spec_class(argv=[*argv, "-f", "{connection_file}"], language="python")
 
 
-def kernel_options(folder):
-    """Return how a kernel starts, both here and for `make run`."""
+def kernel_options(folder, strict=True):
+    """Return how a kernel starts, both here and for `make run`.
+
+    A warning that a kernel shows is output on stderr, which fails a cell. Unless `strict`, only
+    those of the library and of the cells are shown.
+    """
     # The first import of matplotlib may spend seconds on its fonts and say so on stderr; do it now.
     import matplotlib.font_manager  # noqa: F401
 
+    settings = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    if not strict:
+        settings["PYTHONWARNINGS"] = "ignore,default:::__main__"
     return {
         "cwd": str(folder),
+        "env": os.environ | settings,
         "extra_arguments": [
             # Each kernel keeps its history to itself: a shared file can be locked.
             "--HistoryManager.hist_file=:memory:",
@@ -59,7 +79,7 @@ def stored_problems(nb):
     """Say why the outputs stored in a notebook cannot be what a full run left there."""
     cells = code_cells(nb)
     counts = [cell.execution_count for cell in cells]
-    problems = []
+    problems = [] if cells else ["there is no code"]
     if None in counts:
         problems.append(f"not run: cells {[i for i, n in enumerate(counts, 1) if n is None]}")
     elif counts != list(range(1, len(counts) + 1)):
@@ -98,9 +118,27 @@ class KernelDied(Exception):
 class Kernel(RunningKernel):
     """A kernel whose death is noticed within a second."""
 
-    def __init__(self, name, folder, startup_timeout):
-        self.km, self.kc = start_new_kernel(startup_timeout, name, **kernel_options(folder))
-        self._ensure_iopub_up()
+    def __init__(self, name, startup_timeout, options):
+        self.km = KernelManager(kernel_name=name, kernel_spec_manager=Kernels())
+        self.km.start_kernel(**options)
+        self.kc = self.km.client()
+        self.kc.start_channels()
+        try:
+            self.kc.wait_for_ready(timeout=startup_timeout)
+            self._ensure_iopub_up()
+            surroundings.check_library(f"The kernel {name}", self._library(startup_timeout))
+        except BaseException:
+            self.stop()
+            raise
+
+    def _library(self, timeout):
+        """Return the file of the library that the kernel would import, or None."""
+        asked = {"file": "__import__('importlib.util').util.find_spec('vae_lib').origin"}
+        reply = self.kc.execute_interactive(
+            "", silent=True, user_expressions=asked, timeout=timeout
+        )
+        answer = reply["content"].get("user_expressions", {}).get("file", {})
+        return ast.literal_eval(answer["data"]["text/plain"]) if "data" in answer else None
 
     def execute_cell_input(self, cell_input, allow_stdin=None):
         # nbval keeps no history; but then `value;` shows its value, as it does not in Jupyter.
@@ -121,28 +159,59 @@ class Kernel(RunningKernel):
 class NotebookFile(IPyNbFile):
     """A notebook: one test for what it stores, and one for each code cell."""
 
+    kernel = None
+    ran = 0  # how many cells the kernel has run
+    failed = None  # the number of the cell that failed
+    # nbval's own `timed_out`: the kernel is gone or was interrupted, and runs no more cells
+
     def setup(self):
-        options = self.config.option
-        name = options.nbval_kernel_name or CURRENT_ENV_KERNEL_NAME
-        self.kernel = Kernel(name, self.path.parent, options.nbval_kernel_startup_timeout)
+        """Leave the kernel to the first cell, which may be none."""
 
     def teardown(self):
         if hasattr(self.kernel, "km"):  # nbval deletes it when it stops a kernel
             self.kernel.stop()
+        self.kernel = None
 
     def collect(self):
         self.nb = nbformat.read(self.path, as_version=4)
-        yield StoredOutputs.from_parent(self, name="stored outputs")
+        self.cells = []
         for number, cell in enumerate(code_cells(self.nb), start=1):
             raises = "raises-exception" in _tags(cell)
             options = {"check": True, "skip": False, "check_exception": raises}
-            yield NotebookCell.from_parent(
-                self, name=f"Cell {number}", cell_num=number, cell=cell, options=options
+            self.cells.append(
+                NotebookCell.from_parent(
+                    self, name=f"Cell {number}", cell_num=number, cell=cell, options=options
+                )
             )
+        return [StoredOutputs.from_parent(self, name="stored outputs"), *self.cells]
+
+    def run_up_to(self, cell):
+        """Have a kernel that has run the cells before one, and nothing else."""
+        if self.timed_out or self.ran >= cell.cell_num:
+            self.teardown()
+        if self.kernel is None:
+            options = self.config.option
+            strict = "error" in (options.pythonwarnings or [])
+            self.ran, self.timed_out = 0, False
+            self.kernel = Kernel(
+                options.nbval_kernel_name or KERNEL,
+                options.nbval_kernel_startup_timeout,
+                kernel_options(self.path.parent, strict),
+            )
+        for earlier in self.cells[self.ran : cell.cell_num - 1]:
+            try:
+                earlier.execute(compare=False)
+            except (NbCellError, KernelDied) as error:
+                said = f"{error or 'the kernel died'}\n{getattr(error, 'inner_traceback', '')}"
+                cell.raise_cell_error(
+                    f"Not run, because cell {earlier.cell_num}, which comes first, failed", said
+                )
 
 
 class StoredOutputs(pytest.Item):
     """Are the stored outputs those of one full run?"""
+
+    cell_num = 0  # it comes before the cells
 
     def runtest(self):
         if problems := stored_problems(self.parent.nb):
@@ -159,12 +228,35 @@ class NotebookCell(IPyNbCell):
         super().__init__(*args, **kwargs)
         self.output_timeout = 20  # between two messages of a cell that has run
 
+    def setup(self):
+        # One failure is one failure: what builds on it is not judged. A rerun of it is.
+        notebook = self.parent
+        goes_on = self.config.option.all_cells and not notebook.timed_out
+        if (notebook.failed or self.cell_num) < self.cell_num and not goes_on:
+            pytest.skip(f"not run: cell {notebook.failed} failed")
+
     def runtest(self):
+        notebook = self.parent
+        try:
+            notebook.run_up_to(self)
+            self.execute(compare=True)
+        except BaseException as error:
+            notebook.failed = self.cell_num
+            if isinstance(error, KernelDied):
+                self.raise_cell_error("The kernel died while it ran this cell")
+            raise
+        if notebook.failed == self.cell_num:
+            notebook.failed = None
+
+    def execute(self, compare):
+        """Run the cell in the kernel of its notebook; raise if it fails."""
+        self.parent.ran = self.cell_num
+        self.options["check"] = compare
         try:
             super().runtest()
         except KernelDied:
-            self.parent.timed_out = True  # nbval expects the cells that follow to fail
-            self.raise_cell_error("The kernel died while it ran this cell")
+            self.parent.timed_out = True
+            raise
 
     def compare_outputs(self, test, ref, skip_compare=None):
         problems = differences(ref, test, cell_rtol(self.cell))
@@ -177,6 +269,14 @@ class NotebookCell(IPyNbCell):
         return self.path, 0, f"{self.path.name}: Cell {self.cell_num}"
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--all-cells",
+        action="store_true",
+        help="go on with a notebook after a cell that fails, as long as its kernel lives",
+    )
+
+
 def pytest_configure(config):
     if not version("nbval").startswith("0.11."):
         found = version("nbval")
@@ -184,9 +284,29 @@ def pytest_configure(config):
     if config.option.nbval_lax:
         raise pytest.UsageError("--nbval-lax: here notebooks are always checked in full")
     config.option.nbval = False  # they are collected below; nbval would collect them again
-    prepare_environment()
+    # A scheduler that deals out single cells would have every worker run the ones before them.
+    if getattr(config.option, "dist", None) in ("load", "loadgroup", "worksteal"):
+        config.option.dist = "loadscope"
+    try:
+        surroundings.prepare()
+    except RuntimeError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def pytest_collect_file(file_path, parent):
     if file_path.suffix == ".ipynb":
         return NotebookFile.from_parent(parent, path=file_path)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Put notebooks together and in order again, after whoever shuffled the tests."""
+    yield
+    whole = {}  # the place of a notebook is that of its first cell
+
+    def place(item):
+        return item.parent if isinstance(item, StoredOutputs | NotebookCell) else item
+
+    for index, item in enumerate(items):
+        whole.setdefault(place(item), index)
+    items.sort(key=lambda item: (whole[place(item)], getattr(item, "cell_num", 0)))

@@ -10,6 +10,7 @@ import argparse
 import base64
 import hashlib
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -17,11 +18,12 @@ import nbformat
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
-from nbval.kernel import CURRENT_ENV_KERNEL_NAME, NbvalKernelspecManager
 from nbval.plugin import coalesce_streams
 
+from book import build
+from tests import surroundings
 from tests.notebook_outputs import differences
-from tests.notebook_plugin import cell_rtol, code_cells, kernel_options, prepare_environment
+from tests.notebook_plugin import KERNEL, Kernels, cell_rtol, code_cells, kernel_options
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = ROOT / "chapters"
@@ -35,7 +37,15 @@ NOTEBOOK_METADATA = {
     },
     "language_info": {"name": "python"},
 }
+LABEL = re.compile(r"\([a-z0-9-]+\)=\n")  # a chapter begins with one
 CELL_METADATA = ["mystnb", "tags", "vae_book"]
+# What pages fold for a tag, JupyterLab folds for these.
+FOLDED = {
+    "hide-input": {"source_hidden": True},
+    "hide-output": {"outputs_hidden": True},
+    "hide-cell": {"source_hidden": True, "outputs_hidden": True},
+    "remove-cell": {"source_hidden": True},
+}
 
 
 def canonical(nb):
@@ -43,6 +53,8 @@ def canonical(nb):
     nb = nbformat.from_dict(nb)
     nb.nbformat, nb.nbformat_minor = 4, 5
     nb.metadata = nbformat.from_dict(NOTEBOOK_METADATA)
+    if nb.cells and LABEL.match(nb.cells[0].source):
+        _put_library_cells(nb)
     taken = set()
     for index, cell in enumerate(nb.cells):
         if cell.get("id") in {None, *taken}:
@@ -51,9 +63,25 @@ def canonical(nb):
         kept = {name: cell.metadata[name] for name in CELL_METADATA if cell.metadata.get(name)}
         cell.metadata = nbformat.from_dict(kept)
         if cell.cell_type == "code":
+            for tag in kept.get("tags", []):
+                cell.metadata.setdefault("jupyter", {}).update(FOLDED.get(tag, {}))
             cell.outputs = [_canonical_output(output, cell) for output in _joined(cell.outputs)]
     nbformat.validate(nb)
     return nbformat.writes(nb).rstrip("\n") + "\n"
+
+
+def _put_library_cells(nb):
+    """Put the cells that say how to get the library below the first cell of a chapter."""
+    counts = {cell.id: cell.get("execution_count") for cell in nb.cells if "id" in cell}
+    nb.cells = [cell for cell in nb.cells if cell.get("id") not in build.LIBRARY_CELLS]
+    note, check = map(nbformat.from_dict, build.library_cells(build.repository({})))
+    check.execution_count = counts.get(check.id)
+    ran = [cell for cell in code_cells(nb) if cell.execution_count]
+    if ran and check.execution_count is None:  # it is new, and those below move down by one
+        check.execution_count = 1
+        for cell in ran:
+            cell.execution_count += 1
+    nb.cells[1:1] = [note, check]
 
 
 def _joined(outputs):
@@ -71,10 +99,8 @@ def _canonical_output(output, cell):
 
 def execute(nb, folder):
     """Run a notebook in the current environment, in its own folder, with the tests' settings."""
-    prepare_environment()
-    kernel = AsyncKernelManager(
-        kernel_name=CURRENT_ENV_KERNEL_NAME, kernel_spec_manager=NbvalKernelspecManager()
-    )
+    surroundings.prepare()
+    kernel = AsyncKernelManager(kernel_name=KERNEL, kernel_spec_manager=Kernels())
     client = NotebookClient(nb, km=kernel, timeout=CELL_TIMEOUT)
     options = kernel_options(folder)
     client.extra_arguments = options.pop("extra_arguments")

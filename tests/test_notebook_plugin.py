@@ -184,7 +184,7 @@ def cases(tmp_path_factory):
     for case, cell in zip(CASES, nb.cells[1:], strict=True):
         cell.source = case.tested
     nbformat.write(nb, path)
-    return run_pytest(path.parent)
+    return run_pytest(path.parent, "--all-cells")
 
 
 @pytest.mark.parametrize(("number", "case"), [*enumerate(CASES, 2)], ids=[c.name for c in CASES])

@@ -1,0 +1,107 @@
+"""Where tests and chapters run: with the `vae_lib` beside them, and without the user's settings.
+
+`prepare` makes the environment of this process, which kernels and all other processes that it
+starts inherit. What decides on arithmetic stays in it, since it may be what is tested: the number
+of threads, the instruction set. What says where packages lie stays too, after this checkout.
+"""
+
+import atexit
+import functools
+import importlib.util
+import os
+import shutil
+import site
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# One thread a process, and none that spins: several processes share the processors.
+THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+# Settings of Python, IPython, matplotlib, tqdm and PyTorch. IPython puts an active environment
+# that is not its own first on the path of a kernel.
+SETTINGS = ("PYTHON", "IPYTHON", "MPL", "MATPLOTLIB", "TQDM_", "TORCH", "PYTORCH")
+SETTINGS += ("NVIDIA_TF32_OVERRIDE", "VIRTUAL_ENV")
+# What only says where files lie.
+HARMLESS = {
+    "PYTHONHOME",
+    "PYTHONDONTWRITEBYTECODE",
+    "PYTHONPYCACHEPREFIX",
+    "MPLCONFIGDIR",  # its fonts are used, its matplotlibrc is not
+    "TORCH_HOME",
+    "TORCH_DEVICE_BACKEND_AUTOLOAD",  # without it some environments cannot import torch
+}
+
+
+def clean(environment, packages=()):
+    """Return an environment without the user's settings, in which this checkout comes first.
+
+    Arguments:
+        environment: a dictionary like `os.environ`.
+        packages: more folders of packages, which come last.
+    """
+    others = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+    folders = dict.fromkeys(map(os.path.abspath, [ROOT, *others, *packages]))
+    kept = {
+        name: value
+        for name, value in environment.items()
+        if name in HARMLESS or not name.startswith(SETTINGS)
+    }
+    return kept | {
+        "PYTHONPATH": os.pathsep.join(folders),
+        "PYTHONNOUSERSITE": "1",  # it would run usercustomize
+        "PYTHONUTF8": "1",
+        "MATPLOTLIBRC": os.devnull,
+        "MPLBACKEND": "agg",
+        "VAE_LIB_PROGRESS": "0",
+    }
+
+
+def prepare():
+    """Give this process and those that it starts what they work with, before torch is imported.
+
+    Raises:
+        RuntimeError: if Python strips assertions, or has another `vae_lib`.
+    """
+    if not __debug__:
+        raise RuntimeError(
+            "Python strips the assertions, which are half of what is tested: unset PYTHONOPTIMIZE, "
+            "or run it without -O"
+        )
+    folders = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
+    own = {"IPYTHONDIR": f"{_own_folder()}/ipython", "JUPYTER_RUNTIME_DIR": f"{_own_folder()}/run"}
+    environment = THREADS | clean(os.environ, folders) | own
+    os.environ.clear()
+    os.environ.update(environment)
+    if sys.path[0] != str(ROOT):
+        sys.path.insert(0, str(ROOT))
+    found = importlib.util.find_spec("vae_lib")
+    check_library("Python", found and found.origin)
+    _drop_compiled()
+
+
+def check_library(who, file):
+    """Raise RuntimeError if the `vae_lib/__init__.py` that someone imports is not the one here."""
+    if not file or Path(file).resolve() != (ROOT / "vae_lib" / "__init__.py").resolve():
+        where = f"from {Path(file).parents[1]}" if file else "from nowhere"
+        raise RuntimeError(
+            f"{who} imports vae_lib {where}, not from {ROOT}, so nothing here would be tested: "
+            "use another kernel, or remove that vae_lib from its path"
+        )
+
+
+@functools.cache
+def _own_folder():
+    """Return a folder for what Jupyter writes: the user's may be full, shared or read-only."""
+    folder = tempfile.mkdtemp(prefix="vae-book-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _drop_compiled():
+    """Have the library compiled anew: Python trusts what is as old and as long as the source."""
+    for source in (ROOT / "vae_lib").rglob("*.py"):
+        try:
+            Path(importlib.util.cache_from_source(source)).unlink(missing_ok=True)
+        except OSError:
+            return  # a read-only checkout is taken as it is
