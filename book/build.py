@@ -1,19 +1,24 @@
 """Build the book: `python book/build.py [--output DIR]` leaves it in DIR/_build/html.
 
-Jupyter Book does the work, with warnings as errors. What is added here: MathJax comes out of its
-wheel, so that the pages need no network; and the address of the repository, if the environment
-variable REPOSITORY gives one (or GitHub Actions does), turns on the buttons that need it.
+Jupyter Book does the work, with warnings as errors, on a copy of the sources. What is added here:
+
+- MathJax comes out of its wheel, so that the pages need no network.
+- The address of the repository turns on the buttons that need it, and stands in each chapter where
+  it says how to get the library. It is `repository: url:` of `_config.yml`, unless the environment
+  variable REPOSITORY gives another (or GitHub Actions does).
+- A page that has moved leaves one behind that leads to it.
 """
 
 import argparse
 import importlib.util
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
-
-import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 MATHJAX = ROOT / "book" / "_static" / "mathjax"
@@ -26,17 +31,34 @@ MATHJAX_FILES = [
     "sre/mathmaps/base.json",
     "sre/mathmaps/en.json",
 ]
-# Jupyter Book's own says neither what it is nor in which language, and cannot be clicked.
-FIRST_PAGE = """<!DOCTYPE html>
+# Former addresses of pages, without `.html`, and where each is now. A line stays for ever. The
+# notebooks for downloading leave nothing behind: only the buttons of the pages link to them.
+MOVED = {
+    "chapters/01-architecture": "chapters/02-architecture",
+    "chapters/02-loss": "chapters/03-loss",
+    "chapters/03-code": "chapters/04-code",
+    "chapters/04-output": "chapters/05-output",
+    "chapters/05-issues": "chapters/06-issues",
+    "chapters/06-exact-models": "chapters/07-exact-models",
+    "chapters/07-reparameterization": "chapters/08-reparameterization",
+    "chapters/08-likelihoods": "chapters/09-likelihoods",
+    "chapters/09-how-good-is-it": "chapters/11-how-good-is-it",
+    "chapters/10-bug-museum": "chapters/12-bug-museum",
+}
+# The script keeps what follows the # of an address; without scripts its beginning opens.
+REDIRECT = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<title>The VAE book</title>
-<meta http-equiv="refresh" content="0; url=book/index.html">
+<title>{title}</title>
+<script>location.replace("{target}" + location.search + location.hash)</script>
+<noscript><meta http-equiv="refresh" content="0; url={target}"></noscript>
 </head>
-<body><a href="book/index.html">The VAE book</a></body>
+<body><a href="{target}">{title}</a></body>
 </html>
 """
+# The two cells below the first of each chapter are known by these ids.
+LIBRARY_CELLS = ("library", "library-check")
 
 
 def copy_mathjax():
@@ -54,49 +76,122 @@ def copy_mathjax():
                 shutil.copyfile(file, target)
 
 
-def repository():
+def repository(environment=os.environ):
     """Return the address of the repository, or "" if none is known."""
-    address = os.environ.get("REPOSITORY", "")
-    if not address and os.environ.get("GITHUB_REPOSITORY"):
-        server = os.environ.get("GITHUB_SERVER_URL", "https://github.com")
-        address = f"{server}/{os.environ['GITHUB_REPOSITORY']}"
+    address = environment.get("REPOSITORY", "")
+    if not address and environment.get("GITHUB_REPOSITORY"):
+        server = environment.get("GITHUB_SERVER_URL", "https://github.com")
+        address = f"{server}/{environment['GITHUB_REPOSITORY']}"
+    if not address:
+        # Read without a YAML package: those who only run the chapters have none.
+        settings = (ROOT / "_config.yml").read_text(encoding="utf-8")
+        address = re.search(r"^repository:\n +url: *\"(.*)\"", settings, re.MULTILINE).group(1)
     return address.rstrip("/")
 
 
-def configuration(output):
-    """Return the path of the configuration to build with."""
-    path = ROOT / "_config.yml"
-    address = repository()
+def how_to_get_the_library(address):
+    """Say it in two sentences."""
+    if address:
+        return (
+            "In Colab, or with this notebook alone in an environment of your own, run "
+            f"`%pip install git+{address}` in a cell of its own: a kernel that is running finds "
+            "it at once. On Binder, and in a clone after `make lab`, it is there."
+        )
+    return (
+        "Clone the repository of the book. In the clone, `make lab` opens the chapters with all "
+        "that they need, and `pip install .` puts the library into an environment of your own."
+    )
+
+
+def library_cells(address):
+    """Return the cells that say how to get the library: one folded, one that looks for it."""
+    how = how_to_get_the_library(address)
+    note = (
+        "<details>\n<summary>To run this page: how to get its library</summary>\n\n"
+        f"The code imports `vae_lib`, the library of this book. {how}\n\n</details>"
+    )
+    lines = textwrap.wrap(f"vae_lib is not installed here. {how}", 75, break_on_hyphens=False)
+    message = ' "\n        "'.join(lines)
+    check = (
+        "import importlib.util\n\n"
+        'if importlib.util.find_spec("vae_lib") is None:\n'
+        f'    raise ModuleNotFoundError(\n        "{message}"\n    )'
+    )
+    found = {"cell_type": "code", "execution_count": None, "outputs": [], "source": check}
+    return [
+        {"cell_type": "markdown", "id": LIBRARY_CELLS[0], "metadata": {}, "source": note},
+        {**found, "id": LIBRARY_CELLS[1], "metadata": {"tags": ["remove-cell"]}},
+    ]
+
+
+def configuration(address):
+    """Return the text of Jupyter Book's configuration."""
+    import yaml
+
+    text = (ROOT / "_config.yml").read_text(encoding="utf-8")
     if not address:
-        return path
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    config["repository"] = {"url": address, "branch": "main"}
+        return text
+    config = yaml.safe_load(text)
+    config["repository"] |= {"url": address}
     config["html"] |= {"use_repository_button": True, "use_issues_button": True}
     config["launch_buttons"] = {
         "binderhub_url": "https://mybinder.org",
         "notebook_interface": "jupyterlab",
     }
-    written = output / "_build" / "config.yml"
-    written.parent.mkdir(parents=True, exist_ok=True)
-    written.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    return written
+    return yaml.safe_dump(config, sort_keys=False)
+
+
+def copy_sources(source, address):
+    """Copy what the pages are made of, and write the address into it."""
+    shutil.rmtree(source, ignore_errors=True)
+    for folder in ("book", "chapters", "tests"):  # a page shows a piece of a test
+        leave = shutil.ignore_patterns(".*", "__pycache__")
+        shutil.copytree(ROOT / folder, source / folder, ignore=leave)
+    shutil.copyfile(ROOT / "_toc.yml", source / "_toc.yml")
+    (source / "_config.yml").write_text(configuration(address), encoding="utf-8")
+    cells = {cell["id"]: cell["source"] for cell in library_cells(address)}
+    for path in source.glob("chapters/*.ipynb"):
+        nb = json.loads(path.read_text(encoding="utf-8"))
+        for cell in nb["cells"]:
+            if cell["id"] in cells:
+                cell["source"] = cells[cell["id"]].splitlines(keepends=True)
+        text = json.dumps(nb, ensure_ascii=False, indent=1) + "\n"
+        path.write_text(text, encoding="utf-8")
+
+
+def redirect(site, former, present):
+    """Leave a page at its former address that leads to the present one."""
+    page = (site / f"{present}.html").read_text(encoding="utf-8")
+    title = re.search(r"<title>\s*(.*?)\s*</title>", page, re.DOTALL).group(1)
+    path = site / f"{former}.html"
+    target = os.path.relpath(site / f"{present}.html", path.parent).replace(os.sep, "/")
+    path.write_text(REDIRECT.format(title=title, target=target), encoding="utf-8")
 
 
 def build(output=ROOT):
     """Build into `output` and return its first page; raise RuntimeError if it fails."""
     copy_mathjax()
+    source, site = output / "_build" / "source", output / "_build" / "html"
+    copy_sources(source, repository())
     # --all: a page that was built with a warning would not warn again, and so pass, the next time.
     command = [
         sys.executable, "-c", "from jupyter_book.cli.main import main; main()",
-        "build", str(ROOT), "-W", "-n", "--keep-going", "--all", "-q",
-        "--path-output", str(output), "--config", str(configuration(output)),
+        "build", str(source), "-W", "-n", "--keep-going", "--all", "-q",
+        "--path-output", str(output),
     ]  # fmt: skip
-    run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # The page of the library describes the one beside it, whatever is installed.
+    paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    run = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
     if run.returncode:
-        raise RuntimeError(run.stdout)
-    first = output / "_build" / "html" / "index.html"
-    first.write_text(FIRST_PAGE, encoding="utf-8")
-    return first
+        raise RuntimeError(run.stdout.replace(str(source), str(ROOT)))
+    # Jupyter Book's own says neither what it is nor in which language, and cannot be clicked.
+    redirect(site, "index", "book/index")
+    for former, present in MOVED.items():
+        redirect(site, former, present)
+    return site / "index.html"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The built pages, read as files: what they load, where they lead, what they say of pictures."""
 
-import importlib.util
+import json
 import re
 import subprocess
 from html.parser import HTMLParser
@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from book import build
 from tests import book_pages
 from tests.book_pages import ROOT
 
@@ -149,25 +150,85 @@ def test_pages_do_not_know_where_they_were_built(site):
     assert [p.name for p in book_pages.pages(site) if str(ROOT) in p.read_text("utf-8")] == []
 
 
-def test_an_address_turns_the_buttons_on(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("build", ROOT / "book" / "build.py")
-    build = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(build)
+# The chapters had these names once (commit 333c973), and a link to one must not be lost.
+FORMER = [
+    "01-architecture",
+    "02-loss",
+    "03-code",
+    "04-output",
+    "05-issues",
+    "06-exact-models",
+    "07-reparameterization",
+    "08-likelihoods",
+    "09-how-good-is-it",
+    "10-bug-museum",
+]
 
-    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
-    monkeypatch.setenv("REPOSITORY", "")
-    assert build.configuration(tmp_path) == ROOT / "_config.yml"
 
-    monkeypatch.setenv("REPOSITORY", "https://example.org/a/book/")
-    config = yaml.safe_load(build.configuration(tmp_path).read_text(encoding="utf-8"))
-    assert config["repository"]["url"] == "https://example.org/a/book"
+def test_every_former_address_leads_to_the_present_one(site, pages):
+    assert {f"chapters/{name}" for name in FORMER} <= set(build.MOVED)
+    present = set(toc_files())
+    for former, now in build.MOVED.items():
+        assert former not in present
+        assert now in present
+        path, target = site / f"{former}.html", site / f"{now}.html"
+        (link,) = pages[path].links
+        assert (path.parent / link).resolve() == target
+        assert pages[path].title == pages[target].title
+        text = path.read_text(encoding="utf-8")
+        assert f'location.replace("{link}" + location.search + location.hash)' in text
+        assert f'<noscript><meta http-equiv="refresh" content="0; url={link}"></noscript>' in text
+
+
+def test_the_address_comes_from_the_configuration_or_the_environment(tmp_path, monkeypatch):
+    settings = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    assert build.repository({}) == settings["repository"]["url"].rstrip("/")
+    assert build.repository({"REPOSITORY": "https://example.org/a/book/"}).endswith("/a/book")
+    fork = {"REPOSITORY": "", "GITHUB_REPOSITORY": "someone/fork"}
+    assert build.repository(fork) == "https://github.com/someone/fork"
+
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    text = 'a: 1\nrepository:\n  url: "https://example.org/set/"\n  branch: main\n'
+    (tmp_path / "_config.yml").write_text(text)
+    assert build.repository({}) == "https://example.org/set"
+
+
+def test_an_address_turns_the_buttons_on(site):
+    assert "repository-button" not in (site / "book" / "index.html").read_text(encoding="utf-8")
+    config = yaml.safe_load(build.configuration("https://example.org/a/book"))
+    assert config["repository"] == {"url": "https://example.org/a/book", "branch": "main"}
     assert config["html"]["use_repository_button"]
     assert config["launch_buttons"]["binderhub_url"]
 
-    monkeypatch.setenv("REPOSITORY", "")
-    monkeypatch.setenv("GITHUB_REPOSITORY", "someone/fork")
-    monkeypatch.delenv("GITHUB_SERVER_URL", raising=False)
-    assert build.repository() == "https://github.com/someone/fork"
+
+@pytest.mark.parametrize("address", ["", "https://example.org/a/book"])
+def test_the_sources_of_a_build_hold_its_address(tmp_path, address):
+    """The pages are made from them, and the notebooks for downloading are copies of them."""
+    build.copy_sources(tmp_path, address)
+    notebooks = sorted(tmp_path.glob("chapters/*.ipynb"))
+    assert [path.name for path in notebooks] == [p.name for p in chapters()]
+    for path, original in zip(notebooks, chapters(), strict=True):
+        cells, stored = (json.loads(p.read_text("utf-8"))["cells"] for p in (path, original))
+        for cell, wanted in zip(cells[1:3], build.library_cells(address), strict=True):
+            assert "".join(cell["source"]) == wanted["source"]
+        assert cells[:1] + cells[3:] == stored[:1] + stored[3:]
+        if address == build.repository({}):
+            assert path.read_bytes() == original.read_bytes()
+
+
+def chapters():
+    return sorted(ROOT.glob("chapters/*.ipynb"))
+
+
+def test_each_chapter_says_how_to_get_its_library(site):
+    for chapter in chapters():
+        html = (site / "chapters" / f"{chapter.stem}.html").read_text(encoding="utf-8")
+        folded = re.search(r"<details>\s*<summary>To run this page.*?</details>", html, re.DOTALL)
+        assert "<p>The code imports <code" in folded.group()
+        assert html.index("<h1>") < folded.start() < html.index("cell_input")
+        assert "find_spec" not in html  # it is for those who run the page
+        downloaded = site / "_sources" / "chapters" / chapter.name
+        assert downloaded.read_bytes() == chapter.read_bytes()
 
 
 def test_files_name_no_machine():

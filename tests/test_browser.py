@@ -1,10 +1,13 @@
 """The built pages in a real browser: opened from the disk, as a reader may."""
 
+import json
 import os
+import re
 import time
 
 import pytest
 
+from book import build
 from tests import book_pages, browser
 
 pytest.importorskip("jupyter_book", reason="the book is built with the extra [book]")
@@ -42,7 +45,8 @@ def chromium(tmp_path_factory):
 def visits(site, chromium):
     """What each page holds, asked for and complained of, and how wide it is on a telephone."""
     found = {}
-    for page in book_pages.pages(site):
+    moved = {site / f"{former}.html" for former in build.MOVED}  # they lead away at once
+    for page in sorted({*book_pages.pages(site)} - moved):
         chromium.size(1300, 900)
         chromium.open(page.as_uri())
         visit = chromium.run(LOOK)
@@ -94,6 +98,27 @@ def wait_for(chromium, script):
 def test_the_first_page_leads_into_the_book(site, chromium):
     chromium.call("Page.navigate", url=(site / "index.html").as_uri())
     assert wait_for(chromium, "location.pathname.endsWith('/book/index.html')")
+
+
+@pytest.mark.parametrize("former", build.MOVED)
+def test_a_former_address_leads_on_with_its_fragment(site, chromium, former):
+    target = site / f"{build.MOVED[former]}.html"
+    section = re.search(r'<section id="([^"]+)">\s*<h2', target.read_text(encoding="utf-8"))[1]
+    chromium.call("Page.navigate", url=f"{(site / f'{former}.html').as_uri()}#{section}")
+    arrived = f"{target.as_uri()}#{section}"
+    assert wait_for(chromium, f"location.href === {json.dumps(arrived)}")
+    assert wait_for(chromium, f"document.getElementById({json.dumps(section)}) !== null")
+
+
+def test_a_former_address_leads_on_without_scripts(site, chromium):
+    former, now = next(iter(build.MOVED.items()))
+    chromium.call("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        chromium.call("Page.navigate", url=(site / f"{former}.html").as_uri())
+        arrived = (site / f"{now}.html").as_uri()
+        assert wait_for(chromium, f"location.href === {json.dumps(arrived)}")
+    finally:
+        chromium.call("Emulation.setScriptExecutionDisabled", value=False)
 
 
 def test_search_works_from_a_disk(site, chromium):

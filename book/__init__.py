@@ -1,0 +1,1 @@
+"""The pages around the chapters, and what renders them."""
