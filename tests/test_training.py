@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,8 @@ from vae_lib.distributions import DiagonalGaussian
 from vae_lib.model import VAE, GaussianDecoder, StandardNormal, dense_vae
 from vae_lib.networks import linear
 from vae_lib.objectives import elbo, log_weights
-from vae_lib.training import train, watched
+from vae_lib.states import State
+from vae_lib.training import cosine, train, watched
 
 
 def images(n=300):
@@ -177,7 +180,7 @@ def test_a_linear_vae_trains_to_the_optimum_of_probabilistic_pca():
 
     batches = Batches(x, batch_size=50)
     for rate in (3e-2, 3e-3):
-        history = train(model, batches, exact_elbo, epochs=1000, learning_rate=rate)
+        history = train(model, batches, exact_elbo, epochs=1000, learning_rate=rate, state=State())
     assert history[-1] == pytest.approx(wanted, abs=1e-5)
     assert model.decoder.log_std.exp().item() == pytest.approx(std, rel=1e-3)
     found, _ = torch.linalg.qr(model.decoder.network.weight.detach())
@@ -187,3 +190,186 @@ def test_a_linear_vae_trains_to_the_optimum_of_probabilistic_pca():
     for seed in range(3):
         draws = log_weights(model, x, 1, torch.Generator().manual_seed(seed))
         assert draws.mean().item() == pytest.approx(wanted, abs=0.02)
+
+
+# ------------------------------------------------------- what is on only when it is asked for
+
+
+def spoiled(at, what):
+    """The ELBO, but for the steps named: there its value or only its gradient is no number."""
+    calls = []
+
+    def objective(model, x, generator):
+        values = elbo(model, x, generator)
+        calls.append(weights(model))
+        if len(calls) not in at:
+            return values
+        if what == "objective":
+            return values * float("nan")
+        # Finite, and its slope is infinite: the root of zero.
+        return values + (0 * model.decoder.network[0].bias).square().sum().sqrt()
+
+    return objective, calls
+
+
+@pytest.mark.parametrize(("what", "found"), [("objective", "nan"), ("gradient", "nan")])
+def test_no_step_is_taken_on_what_is_no_number(what, found):
+    objective, calls = spoiled([6], what)  # the last step of all: nothing comes after it
+    model = small()
+    with pytest.raises(FloatingPointError, match=rf"^{what}: .*got {found} at epoch 2, step 3\."):
+        train(model, Batches(images(60), 20), objective, epochs=2)
+    assert torch.equal(weights(model), calls[5])
+    assert torch.isfinite(weights(model)).all()
+
+
+@pytest.mark.parametrize("what", ["objective", "gradient"])
+def test_a_step_is_skipped_if_asked_and_counted(what):
+    objective, calls = spoiled([2, 4, 5], what)
+    model, state = small(), State()
+    history = train(model, Batches(images(60), 20), objective, epochs=2, skip=True, state=state)
+    assert [row["skipped"] for row in state.history] == [1, 2]
+    assert torch.equal(calls[1], calls[2])  # nothing happened in the second step
+    assert torch.equal(calls[3], calls[5])
+    assert not torch.equal(calls[2], calls[3])
+    assert all(math.isfinite(value) for value in history)
+
+
+def test_ten_skipped_steps_in_a_row_are_too_many():
+    objective, _ = spoiled(range(4, 13), "gradient")
+    train(small(), Batches(images(60), 20), objective, epochs=5, skip=True)  # nine are not
+    objective, calls = spoiled(range(4, 99), "gradient")
+    model = small()
+    with pytest.raises(FloatingPointError, match="epoch 5, step 1 and in the 9 steps before"):
+        train(model, Batches(images(60), 20), objective, epochs=9, skip=True)
+    assert torch.equal(weights(model), calls[3])
+
+
+def test_huge_gradients_are_numbers():
+    # The sum of their squares is not one in 32 bits.
+    def objective(model, x, generator):
+        return elbo(model, x, generator) * 1e22
+
+    train(small(), Batches(images(60), 20), objective, epochs=1)
+
+
+def test_weights_without_bound_are_noticed_at_the_end_of_an_epoch():
+    with pytest.raises(FloatingPointError, match=r"model: .*holds NaN or infinity after epoch 1"):
+        train(small(), Batches(images(20), 20), epochs=1, learning_rate=1e39)
+
+
+def test_a_learning_rate_may_depend_on_the_step_and_a_gradient_be_clipped():
+    model, reference = small(), small()
+
+    def objective(model, x, generator):
+        q = model.encoder(x)
+        return model.decoder(q.mean).log_prob(x) - q.kl(model.prior())
+
+    rates = [1e-2, 5e-3, 2e-3, 1e-3, 5e-4, 2e-4]
+    train(
+        model,
+        Batches(images(60), 20, shuffle=False),
+        objective,
+        epochs=2,
+        learning_rate=lambda step: rates[step],
+        clip=0.5,
+    )
+    optimizer = torch.optim.Adam(reference.parameters(), lr=1.0)
+    for step in range(6):
+        optimizer.zero_grad()
+        (-objective(reference, images(60).split(20)[step % 3], None)).mean().backward()
+        length = torch.cat([w.grad.flatten() for w in reference.parameters()]).norm()
+        assert length > 0.5
+        for w in reference.parameters():
+            w.grad *= 0.5 / length
+        optimizer.param_groups[0]["lr"] = rates[step]
+        optimizer.step()
+    torch.testing.assert_close(weights(model), weights(reference), rtol=1e-4, atol=1e-6)
+
+
+def test_cosine_rises_and_falls():
+    rate = cosine(2.0, 24, warm_up=4)
+    assert [rate(step) for step in range(4)] == [0.5, 1.0, 1.5, 2.0]
+    assert rate(4) == 2.0
+    assert rate(14) == pytest.approx(1.0)
+    assert rate(24) == pytest.approx(0.0)
+    for peak, steps, warm_up in [(0, 10, 0), (1, 10, 10), (1, 10, -1)]:
+        with pytest.raises(ValueError, match="peak, steps: expected"):
+            cosine(peak, steps, warm_up=warm_up)
+
+
+def test_the_average_of_the_weights_is_kept_beside_them():
+    model, state, seen = small(), State(), []
+    batches = Batches(images(60), 20)
+
+    def objective(model, x, generator):
+        seen.append(weights(model))
+        return elbo(model, x, generator)
+
+    train(model, batches, objective, epochs=2, average=0.8, state=state)
+    seen.append(weights(model))
+    expected = seen[1]  # after the first step
+    for new in seen[2:]:
+        expected = 0.8 * expected + 0.2 * new
+    torch.testing.assert_close(weights(state.averaged), expected, rtol=1e-5, atol=1e-6)
+    without = small()
+    train(without, batches, epochs=2)
+    assert torch.equal(weights(model), weights(without))  # the training is not touched by it
+
+
+def test_the_best_is_kept_apart_from_the_last():
+    model, state, seen = small(), State(), []
+    scores = iter([1.0, 3.0, 2.0, 3.0])
+
+    def validate(judged):
+        assert judged is model
+        seen.append(weights(judged))
+        return next(scores)
+
+    train(model, Batches(images(60), 20), epochs=4, validate=validate, state=state)
+    assert [row["validation"] for row in state.history] == [1.0, 3.0, 2.0, 3.0]
+    assert (state.best["epoch"], state.best["validation"]) == (2, 3.0)
+    best = small()
+    best.load_state_dict(state.best["weights"])
+    assert torch.equal(weights(best), seen[1])
+    assert torch.equal(weights(model), seen[3])
+
+
+def test_validation_judges_the_average_if_there_is_one():
+    state, judged = State(), []
+    options = {"validate": lambda model: judged.append(model) or 0.0, "average": 0.9}
+    train(small(), Batches(images(60), 20), epochs=1, state=state, **options)
+    assert judged == [state.averaged]
+
+
+def test_what_after_epoch_returns_is_in_the_history():
+    state = State()
+    options = {"epochs": 2, "after_epoch": lambda epoch: {"half": epoch / 2}}
+    history = train(small(), Batches(images(60), 20), state=state, **options)
+    assert [(row["epoch"], row["half"]) for row in state.history] == [(1, 0.5), (2, 1.0)]
+    assert [row["objective"] for row in state.history] == history
+
+
+def test_training_is_in_training_mode_and_leaves_the_mode_as_it_was():
+    model, modes = small().eval(), []
+
+    def objective(model, x, generator):
+        modes.append(model.decoder.training)
+        return elbo(model, x, generator)
+
+    options = {"validate": lambda model: modes.append(model.training) or 0.0}
+    train(model, Batches(images(20), 20), objective, epochs=1, **options)
+    assert modes == [True, False]
+    assert not model.training
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clip": 0}, "clip: expected a number above zero or None, got 0"),
+        ({"average": 1.0}, "average: expected a decay from 0 to below 1 or None, got 1.0"),
+        ({"batches": images()}, "batches: expected vae_lib.data.Batches, got Tensor. Wrap"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        train(small(), **{"batches": Batches(images()), "epochs": 1, **change})

@@ -1,18 +1,32 @@
 """One loop for every objective and every model."""
 
+import copy
 import math
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from vae_lib.data import Batches, seeded
+from vae_lib.model import switched
 from vae_lib.objectives import elbo
+from vae_lib.states import State, described
 
 Objective = Callable[[nn.Module, Tensor, torch.Generator], Tensor]
+MOST_SKIPPED = 10  # steps in a row
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C ended a training between two steps; its message says how to go on."""
 
 
 def train(
@@ -21,34 +35,57 @@ def train(
     objective: Objective = elbo,
     *,
     epochs: int,
-    learning_rate: float = 1e-3,
+    learning_rate: float | Callable[[int], float] = 1e-3,
     seed: int = 0,
-    after_epoch: Callable[[int], None] | None = None,
+    after_epoch: Callable[[int], dict | None] | None = None,
+    validate: Callable[[nn.Module], float] | None = None,
+    clip: float | None = None,
+    average: float | None = None,
+    skip: bool = False,
+    state: State | str | Path | None = None,
 ) -> list[float]:
     """Maximise an objective with Adam (Kingma and Ba, 2015).
 
     This is the one place where an objective is averaged over a batch and negated. The order
-    of the images and the noise depend on the seeds and the epoch alone. A person who watches
-    sees a bar with the mean of the objective over the epoch so far; see `watched`.
+    of the images and the noise depend on the seeds, the epoch and the step alone, so a training
+    that was stopped and goes on, by the same call with the same `state`, ends with the same
+    bits as one that was not. A person who watches sees a bar with the mean of the objective
+    over the epoch so far; see `watched`. Ctrl-C waits for the end of the step, a second one
+    does not.
 
     Arguments:
-        model: Trained in place, on the device that it shares with the images.
+        model: Trained in place, in training mode, on the device that it shares with the images.
         batches: The images.
         objective: A callable (model, x, generator) that returns one value per example, shape
             (batch,), larger is better; for example `vae_lib.objectives.elbo`.
-        epochs: How often to go through the images, at least 1.
-        learning_rate: Adam's step size.
+        epochs: How often to go through the images, at least 1, counted from the beginning: a
+            state that has seen two of four goes on for two more.
+        learning_rate: Adam's step size, or a function that gives it for each step, counted from
+            0 over all epochs; for example `cosine`.
         seed: Of the noise.
-        after_epoch: Called with the epoch's number, from 1 on, after each epoch.
+        after_epoch: Called with the epoch's number, from 1 on, after each epoch; what it returns
+            is added to the history. A training killed meanwhile calls it for that epoch again.
+        validate: Called with the model after each epoch, or with the average of its weights if
+            there is one; returns a score, larger is better. The weights of the best are kept in
+            `State.best`, apart from the last, which are the model's.
+        clip: The gradient's greatest length (its norm over all weights); longer ones are
+            shortened to it. None shortens none.
+        average: The decay, at least 0 and below 1, of an exponential moving average of the
+            weights, kept in `State.averaged`: after each step it keeps this share of itself.
+        skip: Leave out a step whose objective or gradient is not finite, and count it in the
+            history, in place of raising; ten in a row raise all the same.
+        state: A `State`, or the path of its file. None starts anew.
 
     Returns:
         The mean of the objective over each epoch, while the model was being trained, in the
-        objective's own unit.
+        objective's own unit; of the epochs before, too, if the training went on.
 
     Raises:
-        ValueError: `epochs` below 1, or an objective that is not of shape (batch,).
-        FloatingPointError: The objective became NaN or infinite. The model keeps the last
-            parameters before that step.
+        ValueError: An argument out of range, an objective that is not of shape (batch,), or a
+            state of another training.
+        FloatingPointError: The objective or its gradient became NaN or infinite. The model keeps
+            the parameters from before that step.
+        Interrupted: Ctrl-C. The model, the history and the state are those after the last step.
 
     Example:
         >>> from vae_lib.model import dense_vae
@@ -57,47 +94,202 @@ def train(
         >>> first < last
         True
     """
+    if not isinstance(batches, Batches):
+        raise ValueError(
+            f"batches: expected vae_lib.data.Batches, got {type(batches).__name__}. "
+            "Wrap a tensor of images: Batches(images, batch_size=100)."
+        )
     if epochs < 1:
         raise ValueError(f"epochs: expected at least 1, got {epochs}.")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip: expected a number above zero or None, got {clip}.")
+    if average is not None and not 0 <= average < 1:
+        raise ValueError(f"average: expected a decay from 0 to below 1 or None, got {average}.")
+    state = State.given(state, model)
+    rate = learning_rate if callable(learning_rate) else lambda step: learning_rate
     # The fused form does the same arithmetic in one pass over the weights.
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
-    history = []
-    with tqdm(total=epochs * len(batches), disable=not watched(), leave=False) as bar:
-        for epoch in range(1, epochs + 1):
-            noise = seeded(seed, epoch, stream="noise", device=batches.images.device)
-            total, seen = 0.0, 0
-            for step, x in enumerate(batches.epoch(epoch), start=1):
-                values = objective(model, x, noise)
-                mean = _mean(values, x, epoch, step)
-                optimizer.zero_grad()
-                (-mean).backward()
-                optimizer.step()
-                total += mean.item() * len(x)
-                seen += len(x)
-                bar.update()
-                if step % 50 == 0:
-                    bar.set_postfix_str(f"epoch {epoch}/{epochs}, objective {total / seen:.1f}")
-            history.append(total / seen)
-            if after_epoch is not None:
-                after_epoch(epoch)
-    return history
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate(0), fused=True)
+    copied = average is not None and state._recipe is None
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average)) if copied else None
+    recipe = {
+        "seed": seed,
+        "learning rate": None if callable(learning_rate) else learning_rate,
+        "clip": clip,
+        "average": average,
+        **described(batches),
+    }
+    state._start(model, optimizer, averaged, recipe, epochs)
+    step = _Step(model, objective, state, rate, clip, skip)
+    bar = tqdm(total=epochs * len(batches), initial=state.steps, disable=not watched(), leave=False)
+    with bar, _patient() as stopped:
+        while state.epoch < epochs:
+            number = state.epoch + 1
+            noise = seeded(seed, number, stream="noise", device=batches.images.device)
+            if state.step:
+                noise.set_state(state._noise)
+            # Going on in the middle, what the batches of the steps before drew is drawn again.
+            with switched(model, training=True):
+                for x in islice(batches.epoch(number), state.step, None):
+                    step(x, noise)
+                    bar.update()
+                    if state.step % 50 == 0 and state._seen:
+                        mean = state._total / state._seen
+                        bar.set_postfix_str(f"epoch {number}/{epochs}, objective {mean:.1f}")
+                    if stopped:
+                        break
+                    if state._due():
+                        state._write()
+            if state.step == len(batches) and not stopped:
+                _finish_epoch(model, state, validate, after_epoch)
+            if stopped:
+                state._write()
+                raise Interrupted(state.how_to_go_on(len(batches)))
+        state._write()
+    return [row["objective"] for row in state.history]
 
 
-def _mean(values: Tensor, x: Tensor, epoch: int, step: int) -> Tensor:
-    """Average an objective over its batch, refusing a wrong shape and a number that is none."""
-    if values.shape != x.shape[:1]:
-        raise ValueError(
-            f"objective: expected one value per example, shape ({len(x)},), got "
-            f"{tuple(values.shape)}. Sum over pixels and latents; leave the mean to the loop."
-        )
-    mean = values.mean()
-    if not math.isfinite(mean.item()):
+class _Step:
+    """One step of the loop: the objective, its gradient, the change of the weights."""
+
+    def __init__(self, model, objective, state, rate, clip, skip):
+        self.model, self.objective, self.state = model, objective, state
+        self.rate, self.clip, self.skip = rate, clip, skip
+        self.weights = list(model.parameters())
+
+    def __call__(self, x: Tensor, noise: torch.Generator) -> None:
+        state, optimizer = self.state, self.state._optimizer
+        values = self.objective(self.model, x, noise)
+        if values.shape != x.shape[:1]:
+            raise ValueError(
+                f"objective: expected one value per example, shape ({len(x)},), got "
+                f"{tuple(values.shape)}. Sum over pixels and latents; leave the mean to the loop."
+            )
+        mean = values.mean()
+        value = mean.item()
+        optimizer.zero_grad()
+        what, found = "objective", value
+        if math.isfinite(value):
+            (-mean).backward()
+            gradients = [w.grad for w in self.weights if w.grad is not None]
+            what, found = "gradient", nn.utils.get_total_norm(gradients, math.inf).item()
+        usable = math.isfinite(found)
+        if not usable:
+            self._refuse(what, found)
+        elif self.clip is not None:
+            nn.utils.clip_grad_norm_(self.weights, self.clip)
+        state._whole = False
+        if usable:
+            for group in optimizer.param_groups:
+                group["lr"] = self.rate(state.steps)
+            optimizer.step()
+            if state._average is not None:
+                state._average.update_parameters(self.model)
+            state._total += value * len(x)
+            state._seen += len(x)
+        state._skipped += not usable
+        state._in_a_row = 0 if usable else state._in_a_row + 1
+        state._noise = noise.get_state()
+        state.step += 1
+        state.steps += 1
+        state._whole = True
+
+    def _refuse(self, what: str, found: float) -> None:
+        """Raise for a step that cannot be taken, unless it may be skipped."""
+        state = self.state
+        if self.skip and state._in_a_row + 1 < MOST_SKIPPED:
+            return
+        many = f" and in the {MOST_SKIPPED - 1} steps before" if self.skip else ""
         raise FloatingPointError(
-            f"objective: expected a finite number, got {mean.item()} at epoch {epoch}, step "
-            f"{step}. The model keeps its parameters from before this step. Lower the learning "
-            "rate, or look for a logarithm of zero or an exponential without bound."
+            f"{what}: expected a finite number, got {found} at epoch {state.epoch + 1}, step "
+            f"{state.step + 1}{many}. The model keeps its parameters from before this step. Lower "
+            "the learning rate, or look for a logarithm of zero or an exponential without bound."
         )
-    return mean
+
+
+def _finish_epoch(model, state, validate, after_epoch) -> None:
+    """Judge the model, and close the epoch in the state once nothing can fail any more."""
+    number = state.epoch + 1
+    for name, value in model.named_parameters():
+        if not torch.isfinite(value).all():
+            raise FloatingPointError(
+                f"model: expected finite parameters, but {name} holds NaN or infinity after epoch "
+                f"{number}. Lower the learning rate, and go on from a state before that."
+            )
+    objective = state._total / state._seen if state._seen else math.nan
+    row = {"epoch": number, "objective": objective}
+    row["skipped"] = state._skipped
+    best = state.best
+    if validate is not None:
+        judged = model if state.averaged is None else state.averaged
+        row["validation"] = float(validate(judged))
+        if best is None or row["validation"] > best["validation"]:
+            weights = copy.deepcopy(judged.state_dict())
+            best = {"epoch": number, "validation": row["validation"], "weights": weights}
+    if after_epoch is not None:
+        row |= after_epoch(number) or {}
+    state.best = best
+    state.history.append(row)
+    state.epoch, state.step = number, 0
+    state._total, state._seen, state._skipped = 0.0, 0, 0
+
+
+@contextmanager
+def _patient() -> Iterator[list]:
+    """Let Ctrl-C wait: the list that is yielded is empty until it came. A second one raises."""
+    asked: list[bool] = []
+
+    def note(number, frame):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(True)
+
+    main = threading.current_thread() is threading.main_thread()
+    ours = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield asked
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def cosine(peak: float, steps: int, *, warm_up: int = 0) -> Callable[[int], float]:
+    r"""Make a learning rate that rises in a line and falls to zero along half a cosine.
+
+    .. math:: \tfrac12 \, \text{peak} \, [1 + \cos(\pi t)], \quad
+        t = \frac{\text{step} - \text{warm-up}}{\text{steps} - \text{warm-up}}
+
+    The falling part is that of Loshchilov and Hutter (2017), without restarts.
+
+    Arguments:
+        peak: The greatest learning rate, above zero.
+        steps: How many steps the whole training has, above `warm_up`.
+        warm_up: How many of them rise, from peak / warm_up on.
+
+    Returns:
+        A function of the step, counted from 0, for `train`.
+
+    Raises:
+        ValueError: A number out of range.
+
+    Example:
+        >>> rate = cosine(1e-3, 101)
+        >>> print(f"{rate(0):.4f} {rate(50):.4f} {rate(100):.4f}")
+        0.0010 0.0005 0.0000
+    """
+    if not (peak > 0 and 0 <= warm_up < steps):
+        raise ValueError(
+            "peak, steps: expected a peak above zero, and a warm-up of fewer steps than there are, "
+            f"got {peak}, and {warm_up} of {steps}."
+        )
+
+    def rate(step: int) -> float:
+        if step < warm_up:
+            return peak * (step + 1) / warm_up
+        return 0.5 * peak * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up)))
+
+    return rate
 
 
 def watched() -> bool:
