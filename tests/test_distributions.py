@@ -6,6 +6,7 @@ from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Independent, MixtureSameFamily, Normal, kl_divergence
 
+from tests.memory import Largest
 from vae_lib.distributions import (
     Bernoulli,
     Categorical,
@@ -180,7 +181,7 @@ def test_bernoulli_samples_have_the_mean_they_should():
         ),
         (torch.tensor([0.0, 255.0, 0.0]), r"expected zeros and ones, got values from 0 to 255"),
         (torch.tensor([0.0, float("nan"), 0.0]), r"expected zeros and ones"),
-        (torch.zeros(4), r"expected 3 pixels a row, got shape \(4,\)"),
+        (torch.zeros(4), r"expected rows of 3 numbers, got shape \(4,\)"),
     ],
 )
 def test_what_no_coin_shows_is_refused(x, message):
@@ -275,7 +276,7 @@ def test_a_grey_log_prob_takes_draws_of_its_parameters_before_the_batch(family):
         (torch.tensor([0.0, 1.25]), r"multiples of 1/4"),
         (torch.tensor([-0.25, 1.0]), r"multiples of 1/4"),
         (torch.tensor([0.0, float("nan")]), r"multiples of 1/4"),
-        (torch.zeros(3), r"expected 2 pixels a row, got shape \(3,\).*flatten"),
+        (torch.zeros(3), r"expected rows of 2 numbers, got shape \(3,\).*flatten"),
     ],
 )
 def test_what_is_no_grey_level_is_refused(family, x, message):
@@ -455,3 +456,317 @@ def test_two_levels_are_enough():
     x = torch.tensor([0.0, 1.0])
     wide = DiscretizedLogistic(torch.full((2,), 0.5), torch.zeros(2), levels=2)
     torch.testing.assert_close(wide.log_prob(x), torch.tensor(2 * math.log(0.5)))
+
+
+# -- 16 bits
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_are_widened_before_anything_is_computed(dtype):
+    mean, log_std, other, x = (draw(2000, seed=seed).to(dtype) for seed in range(4))
+    grey = (x > 0).to(dtype)
+    levels = draw(2000, 4, seed=4).to(dtype)
+    weights = torch.zeros(2, dtype=dtype)
+    pairs = [mean.view(2, -1), log_std.view(2, -1)]
+
+    def values(to):
+        q, p = DiagonalGaussian(to(mean), to(log_std)), DiagonalGaussian(to(other), to(log_std))
+        mixture = Mixture(to(weights), DiagonalGaussian(*map(to, pairs)))
+        pixels = [Bernoulli(to(mean)), Categorical(to(levels))]
+        pixels.append(DiscretizedLogistic(to(mean), to(log_std)))
+        yield from (q.log_prob(x), q.kl(p), q.std, mixture.log_prob(x[:1000]))
+        yield from (q.sample(generator=torch.Generator().manual_seed(0)),)
+        yield mixture.sample(3, generator=torch.Generator().manual_seed(0))
+        for family in pixels:
+            yield from (family.log_prob(grey), family.mean)
+            yield family.sample(generator=torch.Generator().manual_seed(0))
+
+    for narrow, wide in zip(values(lambda t: t), values(torch.Tensor.float), strict=True):
+        assert narrow.dtype == torch.float32
+        assert torch.equal(narrow, wide)
+
+
+def test_rare_ink_is_as_rare_in_sixteen_bits():
+    # The smallest even draw above zero is 2^-8 in bfloat16, far above this probability.
+    n = 2_000_000
+    coins = Bernoulli(torch.full((n,), -8.0, dtype=torch.bfloat16))
+    p = 1 / (1 + math.exp(8))
+    share = coins.sample(generator=torch.Generator().manual_seed(0)).double().mean().item()
+    assert abs(share - p) < 5 * math.sqrt(p / n)
+    fair = Bernoulli(torch.zeros(784, dtype=torch.bfloat16)).log_prob(torch.zeros(784))
+    assert fair.item() == pytest.approx(-784 * math.log(2), rel=1e-6)
+
+
+# -- nothing to score
+
+
+def empty(*shape):
+    return torch.zeros(0, *shape)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "x"),
+    [
+        (DiagonalGaussian(empty(3), empty(3)), empty(3)),
+        (DiagonalGaussian(torch.zeros(3), torch.zeros(3)), empty(3)),
+        (Bernoulli(empty(3)), empty(3)),
+        (Categorical(empty(3, 4)), empty(3)),
+        (Categorical(torch.zeros(3, 4)), empty(3)),
+        (DiscretizedLogistic(empty(3), empty(3)), empty(3)),
+        (DiscretizedLogistic(torch.zeros(3), torch.zeros(3)), empty(3)),
+        (Mixture(torch.zeros(2), DiagonalGaussian(torch.zeros(2, 3), torch.zeros(2, 3))), empty(3)),
+    ],
+)
+def test_an_empty_batch_has_no_values(distribution, x):
+    assert distribution.log_prob(x).shape == (0,)
+    if isinstance(distribution, Mixture):
+        assert distribution.sample(0).shape == (0, 3)
+    else:
+        drawn = distribution.sample()
+        assert drawn.shape == distribution.mean.shape
+        assert drawn.shape[-1] == 3
+
+
+def test_an_empty_batch_has_no_divergences():
+    standard = DiagonalGaussian(torch.zeros(3), torch.zeros(3))
+    assert DiagonalGaussian(empty(3), empty(3)).kl(standard).shape == (0,)
+
+
+def test_no_draws_may_be_asked_for_and_fewer_not():
+    gaussian = DiagonalGaussian(torch.zeros(2, 3), torch.zeros(2, 3))
+    assert gaussian.sample(0).shape == (0, 2, 3)
+    for sample in (gaussian.sample, gaussian.rsample, Mixture(torch.zeros(2), gaussian).sample):
+        with pytest.raises(ValueError, match="samples: expected 0 or more, got -1"):
+            sample(-1)
+
+
+# -- shapes
+
+
+@pytest.mark.parametrize(
+    "log_prob",
+    [
+        lambda x: DiagonalGaussian(torch.zeros(3, 1), torch.zeros(3, 1)).log_prob(x),
+        lambda x: DiagonalGaussian(x, x).kl(DiagonalGaussian(torch.zeros(1), torch.zeros(1))),
+        lambda x: DiagonalGaussian(torch.zeros(1), torch.zeros(1)).kl(DiagonalGaussian(x, x)),
+        lambda x: Mixture(
+            torch.zeros(2), DiagonalGaussian(torch.zeros(2, 1), torch.zeros(2, 1))
+        ).log_prob(x),
+        lambda x: Bernoulli(torch.zeros(3, 1)).log_prob(x),
+        lambda x: Categorical(torch.zeros(3, 1, 2)).log_prob(x),
+        lambda x: DiscretizedLogistic(torch.zeros(3, 1), torch.zeros(3, 1)).log_prob(x),
+    ],
+)
+def test_one_number_a_row_is_not_stretched_over_many(log_prob):
+    with pytest.raises(ValueError, match=r"expected rows of \d+ numbers, got shape .*flatten"):
+        log_prob(torch.zeros(3, 784))
+    assert log_prob(torch.zeros(3, 1)).shape == (3,)
+
+
+def families(*shape):
+    """Each family, with parameters for events of the shape's last axis."""
+    zeros = torch.zeros(*shape)
+    return [
+        DiagonalGaussian(zeros, zeros),
+        Bernoulli(zeros),
+        Categorical(torch.zeros(*shape, 4)),
+        DiscretizedLogistic(zeros, zeros),
+    ]
+
+
+@pytest.mark.parametrize("family", range(4))
+def test_pictures_are_no_rows(family):
+    with pytest.raises(ValueError, match=r"rows of 28 numbers, got shape \(28, 1, 28, 28\).*flat"):
+        families(28, 1, 28, 28)[family].log_prob(torch.zeros(28, 1, 28, 28))
+    with pytest.raises(ValueError, match=r"rows of 28 numbers"):
+        families(5, 28, 1, 28, 28)[family].log_prob(torch.zeros(28, 1, 28, 28))
+
+
+@pytest.mark.parametrize("family", range(4))
+def test_batches_broadcast_or_are_refused(family):
+    for parameters, x, found in [
+        ((3,), (5, 3), (5,)),
+        ((5, 3), (3,), (5,)),
+        ((7, 5, 3), (5, 3), (7, 5)),
+        ((7, 1, 3), (5, 3), (7, 5)),
+        ((5, 3), (2, 7, 1, 3), (2, 7, 5)),
+    ]:
+        assert families(*parameters)[family].log_prob(torch.zeros(*x)).shape == found
+    with pytest.raises(ValueError, match=r": expected a shape that broadcasts against \(5, 3.*row"):
+        families(5, 3)[family].log_prob(torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: DiagonalGaussian(x, x),
+        Bernoulli,
+        Categorical,
+        lambda x: Categorical(x.view(1)),
+        lambda x: DiscretizedLogistic(x, x),
+        lambda x: Bernoulli(x.view(1).int()),
+    ],
+)
+def test_parameters_without_an_event_are_refused(make):
+    with pytest.raises(ValueError, match=r"^\w+: expected floats of shape \(\.\.\., d.*\), got"):
+        make(torch.tensor(0.0))
+
+
+def test_one_level_is_refused_and_two_are_not():
+    with pytest.raises(ValueError, match=r"logits: expected at least 2 levels, .*\(5, 1\)"):
+        Categorical(torch.zeros(5, 1))
+    assert Categorical(torch.zeros(5, 2)).log_prob(torch.ones(5)) < 0
+
+
+@grey_families
+def test_bytes_are_no_greys(family):
+    with pytest.raises(ValueError, match=r"expected greys as floats.*torch.uint8.*quantize"):
+        family().log_prob(torch.tensor([1, 0], dtype=torch.uint8))
+
+
+# -- the ends of what a float holds
+
+
+def slope(f, at):
+    """The value of a function of one number, and its slope."""
+    at = at.clone().requires_grad_()
+    value = f(at).sum()
+    (gradient,) = torch.autograd.grad(value, at)
+    return value.item(), gradient.item()
+
+
+both = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+
+
+@both
+@pytest.mark.parametrize("log_std", [-1000.0, -700.0, -200.0, -100.0, -88.0])
+def test_a_narrow_gaussian_keeps_its_density_and_its_slope(dtype, log_std):
+    zero, s = torch.zeros(1, dtype=dtype), torch.tensor([log_std], dtype=dtype)
+    peak = -log_std - 0.5 * math.log(2 * math.pi)
+    found = slope(lambda s: DiagonalGaussian(zero, s).log_prob(zero), s)
+    assert found == (pytest.approx(peak), -1)
+    # One standard deviation off, where a float still tells that apart from the mean.
+    if s.exp() > torch.finfo(dtype).tiny * torch.finfo(dtype).eps * 100:
+        z = zero + s.exp()
+        value, gradient = slope(lambda s: DiagonalGaussian(zero, s).log_prob(z), s)
+        assert value == pytest.approx(peak - 0.5, rel=1e-4)
+        assert gradient == pytest.approx(0, abs=0.02)
+    q = DiagonalGaussian(zero, s)
+    assert torch.isfinite(q.log_prob(q.sample(generator=torch.Generator().manual_seed(0))))
+
+
+@both
+@pytest.mark.parametrize("log_std", [-1000.0, -100.0, 0.0, 100.0, 1000.0])
+def test_a_divergence_between_equals_is_zero_however_narrow_or_wide(dtype, log_std):
+    mean, s = torch.full((1,), 0.3, dtype=dtype), torch.tensor([log_std], dtype=dtype)
+    p = DiagonalGaussian(mean, s)
+    assert slope(lambda s: DiagonalGaussian(mean, s).kl(p), s) == (0, 0)
+    # Narrower by 20: the ratio of the spreads, and not the spreads themselves, is what counts.
+    value, gradient = slope(lambda s: DiagonalGaussian(mean, s - 20).kl(p), s)
+    assert value == pytest.approx(0.5 * (math.exp(-40) - 1 + 40))
+    assert gradient == pytest.approx(-1)
+
+
+@both
+@pytest.mark.parametrize("log_scale", [88.0, 100.0, 110.0, 800.0])
+def test_a_wide_logistic_keeps_its_cost_and_its_slope(dtype, log_scale):
+    location, s = torch.full((1,), 0.4, dtype=dtype), torch.tensor([log_scale], dtype=dtype)
+    for x, cost, due in [
+        (0.0, math.log(2), 0),
+        (0.4, 2 * math.log(2) + math.log(15) + log_scale, 1),
+        (1.0, math.log(2), 0),
+    ]:
+        x = torch.full((1,), x, dtype=dtype)
+        value, gradient = slope(lambda s, x=x: DiscretizedLogistic(location, s, 16).log_prob(x), s)
+        assert value == pytest.approx(-cost, rel=1e-5)
+        assert gradient == pytest.approx(-due, abs=1e-5)
+    value, gradient = slope(lambda s: DiscretizedLogistic(location, s, 16).mean, s)
+    assert value == pytest.approx(0.5)
+    assert gradient == pytest.approx(0, abs=1e-5)
+
+
+@both
+@pytest.mark.parametrize("log_scale", [-1000.0, -200.0, -100.0, -88.0])
+def test_a_narrow_logistic_is_sure_of_its_bin_and_has_no_slope_there(dtype, log_scale):
+    s = torch.tensor([log_scale], dtype=dtype)
+    for grey in (0.0, 0.4, 1.0):
+        x = torch.full((1,), grey, dtype=dtype)
+        found = slope(lambda s, x=x: DiscretizedLogistic(x, s, 16).log_prob(x), s)
+        assert found == (pytest.approx(0, abs=1e-6), 0)
+        value, gradient = slope(lambda s, x=x: DiscretizedLogistic(x, s, 16).mean, s)
+        assert (value, gradient) == (pytest.approx(grey), 0)
+    many = DiscretizedLogistic(x.expand(1000), s.expand(1000), 16)
+    assert torch.equal(many.sample(generator=torch.Generator().manual_seed(0)), x.expand(1000))
+
+
+def test_a_logistic_grey_is_never_zero_times_infinity(monkeypatch):
+    # Even draws of exactly 0 come once in sixteen million, of 1/2 as seldom.
+    monkeypatch.setattr(
+        "vae_lib.distributions._uniform_like", lambda x, generator: torch.tensor([0.0, 0.5])
+    )
+    for log_scale in (-110.0, 110.0):
+        place = torch.full((2,), 0.4)
+        x = DiscretizedLogistic(place, torch.full((2,), log_scale), 16).sample()
+        torch.testing.assert_close(x, torch.tensor([0.0, 0.4]))
+
+
+@both
+@pytest.mark.parametrize("logit", [-1e30, -1e4, 1e4, 1e30])
+def test_sure_logits_keep_their_cost_and_their_slope(dtype, logit):
+    wrong = torch.tensor([float(logit < 0)], dtype=dtype)
+    at, zero = torch.tensor([logit], dtype=dtype), torch.zeros(1, dtype=dtype)
+    sign = math.copysign(1, logit)
+
+    def pair(a):
+        return Categorical(torch.stack([zero, a], -1))
+
+    for family in (Bernoulli, pair):
+        value, gradient = slope(lambda a, f=family: f(a).log_prob(wrong), at)
+        assert (value, gradient) == (pytest.approx(-abs(logit), rel=1e-6), pytest.approx(-sign))
+        assert slope(lambda a, f=family: f(a).log_prob(1 - wrong), at) == (0, 0)
+
+
+@both
+def test_a_component_far_away_or_without_weight_adds_nothing(dtype):
+    one = torch.tensor([1.0], dtype=dtype)
+    zeros = torch.zeros(2, 1, dtype=dtype)
+    peak = -0.5 * math.log(2 * math.pi)
+
+    def far(m):
+        parts = DiagonalGaussian(torch.stack([0 * m, m]), zeros)
+        return Mixture(zeros[:, 0], parts).log_prob(0 * one)
+
+    assert slope(far, 1e25 * one) == (pytest.approx(peak - math.log(2)), 0)
+
+    def without(a):
+        return Mixture(torch.cat([0 * one, a]), DiagonalGaussian(zeros, zeros)).log_prob(0 * one)
+
+    assert slope(without, -1e4 * one) == (pytest.approx(peak), 0)
+    assert slope(without, -math.inf * one) == (pytest.approx(peak), 0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_diverged_is_not_drawn_as_if_it_had_not(bad):
+    two = DiagonalGaussian(torch.zeros(2, 3), torch.zeros(2, 3))
+    for family in (Categorical(torch.full((3, 2), bad)), Mixture(torch.full((2,), bad), two)):
+        with pytest.raises(ValueError, match="logits: expected real numbers, got NaN or inf"):
+            family.sample(*[1] * isinstance(family, Mixture))
+    nan = torch.full((3,), math.nan)
+    for family in (Bernoulli(nan), DiscretizedLogistic(nan, nan), DiagonalGaussian(nan, nan)):
+        assert family.sample().isnan().all()
+
+
+def test_the_mean_grey_of_many_pixels_is_that_of_each():
+    # More pixels than are taken at a time, of which there are 4,112.
+    location, log_scale = 0.5 + 0.3 * draw(3, 3000).float(), draw(3, 3000, seed=1).float() - 2
+    whole = DiscretizedLogistic(location, log_scale).mean
+    border = (torch.arange(255) + 0.5) / 255
+    above = torch.sigmoid((location.unsqueeze(-1) - border) / log_scale.exp().unsqueeze(-1))
+    torch.testing.assert_close(whole, above.mean(-1))
+
+
+def test_the_mean_grey_takes_little_memory():
+    location = torch.zeros(20, 784)
+    with Largest() as made:
+        _ = DiscretizedLogistic(location, location).mean
+    assert made.numbers < 1.1e6  # all pixels times all borders are four million

@@ -1,9 +1,16 @@
-"""Distributions with the three things that a VAE asks of them: density, sample, divergence.
+"""Distributions: a density and a sample each, and between two Gaussians the divergence.
 
 They are ours rather than `torch.distributions` because the divergence is what the book is
-about, and because randomness is passed in as a `torch.Generator`. The last axis is the event:
-latents or pixels. Every density and divergence sums over it and returns one value per
-example, in nats.
+about, and because randomness is passed in as a `torch.Generator`.
+
+The last axis of a shape (..., d) is the event: latents or pixels. Every density and divergence
+sums over it and returns one value per example, in nats. The axes before it are an example's
+place in a batch and in a set of samples; they broadcast, so that x of shape (batch, d) meets
+parameters of shape (samples, batch, d).
+
+Parameters of 16 bits are widened to 32 before anything is computed. Parameters that are NaN or
+infinite, and results too large for a float, come out as NaN or infinity, which training and
+evaluation refuse.
 """
 
 import math
@@ -22,7 +29,7 @@ class DiagonalGaussian:
             variance), shape (..., d).
 
     Raises:
-        ValueError: The two shapes differ.
+        ValueError: The two shapes differ, or are no (..., d), or not of floats.
 
     Example:
         >>> standard = DiagonalGaussian(torch.zeros(2), torch.zeros(2))
@@ -31,13 +38,13 @@ class DiagonalGaussian:
     """
 
     def __init__(self, mean: Tensor, log_std: Tensor):
+        self.mean = _parameter("mean", mean)
+        self.log_std = _parameter("log_std", log_std)
         if mean.shape != log_std.shape:
             raise ValueError(
                 f"log_std: expected the shape of mean, {tuple(mean.shape)}, "
                 f"got {tuple(log_std.shape)}."
             )
-        self.mean = mean
-        self.log_std = log_std
 
     @property
     def std(self) -> Tensor:
@@ -55,8 +62,13 @@ class DiagonalGaussian:
 
         Returns:
             Nats, shape (...); of either sign, since a density may exceed one.
+
+        Raises:
+            ValueError: Rows of another length, or batches that do not broadcast.
         """
-        standard = (z - self.mean) * torch.exp(-self.log_std)
+        _check_rows("z", z, self.mean.shape)
+        steep, rest = _inverse(self.log_std)
+        standard = (z - self.mean) * steep * rest
         return -0.5 * (standard**2 + 2 * self.log_std + math.log(2 * math.pi)).sum(-1)
 
     def rsample(
@@ -74,6 +86,7 @@ class DiagonalGaussian:
         Returns:
             Shape (..., d), or (samples, ..., d).
         """
+        _check_samples(samples)
         shape = self.mean.shape if samples is None else (samples, *self.mean.shape)
         noise = torch.randn(
             shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype
@@ -106,9 +119,14 @@ class DiagonalGaussian:
         Returns:
             Nats, shape (...); zero where the two are equal and positive elsewhere, but for
             rounding (about 1e-7 in 32-bit floats).
+
+        Raises:
+            ValueError: Rows of another length, or batches that do not broadcast.
         """
+        _check_rows("other.mean", other.mean, self.mean.shape)
         log_ratio = self.log_std - other.log_std
-        shift = (self.mean - other.mean) * torch.exp(-other.log_std)
+        steep, rest = _inverse(other.log_std)
+        shift = (self.mean - other.mean) * steep * rest
         return 0.5 * (torch.exp(2 * log_ratio) + shift**2 - 1 - 2 * log_ratio).sum(-1)
 
 
@@ -122,6 +140,9 @@ class Bernoulli:
     Arguments:
         logits: Any real numbers, shape (..., d).
 
+    Raises:
+        ValueError: Another shape, or no floats.
+
     Example:
         >>> coins = Bernoulli(torch.tensor([0.0, 0.0, 0.0]))
         >>> print(f"{coins.log_prob(torch.tensor([1.0, 0.0, 1.0])):.4f}")  # 3 log(1/2)
@@ -129,7 +150,7 @@ class Bernoulli:
     """
 
     def __init__(self, logits: Tensor):
-        self.logits = logits
+        self.logits = _parameter("logits", logits)
 
     @property
     def mean(self) -> Tensor:
@@ -148,10 +169,11 @@ class Bernoulli:
             Nats, shape (...); never positive.
 
         Raises:
-            ValueError: Another number of pixels, or values that are not zeros and ones. Grey
-                levels would give a number, but not the probability of a grey image.
+            ValueError: Another number of pixels, batches that do not broadcast, or values that
+                are not zeros and ones. Grey levels would give a number, but not the
+                probability of a grey image.
         """
-        _check_pixels(x, self.logits.shape[-1])
+        _check_rows("x", x, self.logits.shape)
         if not ((x == 0) | (x == 1)).all():
             raise ValueError(
                 f"x: expected zeros and ones, got values from {x.min():g} to {x.max():g}. "
@@ -163,8 +185,8 @@ class Bernoulli:
 
     def sample(self, *, generator: torch.Generator | None = None) -> Tensor:
         """Toss each coin once: zeros and ones, of the shape of the logits."""
-        uniform = _uniform_like(self.logits, generator)
-        return (uniform < self.mean).to(self.logits.dtype)
+        p = self.mean.detach()
+        return (_uniform_like(p, generator) < p).to(p) + 0 * p  # NaN shows, rather than paper
 
 
 class Categorical:
@@ -175,7 +197,10 @@ class Categorical:
 
     Arguments:
         logits: Any real numbers, shape (..., d, L); a softmax over the last axis gives the
-            probabilities of the L levels.
+            probabilities of the L levels, of which there are at least two.
+
+    Raises:
+        ValueError: Another shape, fewer than two levels, or no floats.
 
     Example:
         >>> even = Categorical(torch.zeros(2, 16))
@@ -184,7 +209,11 @@ class Categorical:
     """
 
     def __init__(self, logits: Tensor):
-        self.logits = logits
+        self.logits = _parameter("logits", logits, axes="(..., d, L)")
+        if logits.shape[-1] < 2:
+            raise ValueError(
+                f"logits: expected at least 2 levels, got shape {tuple(logits.shape)}."
+            )
 
     @property
     def mean(self) -> Tensor:
@@ -206,10 +235,11 @@ class Categorical:
             Nats, shape (...); never positive.
 
         Raises:
-            ValueError: Another number of pixels, or greys between the levels.
+            ValueError: Another number of pixels, batches that do not broadcast, or greys
+                between the levels, as those of 16 bits are.
         """
-        pixels, levels = self.logits.shape[-2:]
-        level = _levels(x, pixels, levels)
+        levels = self.logits.shape[-1]
+        level = _levels(x, self.logits.shape[:-1], levels)
         shape = torch.broadcast_shapes(level.shape, self.logits.shape[:-1])
         level = level.expand(shape).unsqueeze(-1)
         log_p = torch.log_softmax(self.logits, -1).expand(*shape, levels)
@@ -217,7 +247,7 @@ class Categorical:
 
     def sample(self, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw the grey of each pixel once, shape (..., d)."""
-        rows = torch.softmax(self.logits, -1).flatten(0, -2)
+        rows = _probabilities(self.logits).flatten(0, -2)
         level = torch.multinomial(rows, 1, generator=generator)
         return level.view(self.logits.shape[:-1]).to(rows) / (self.logits.shape[-1] - 1)
 
@@ -226,8 +256,9 @@ class DiscretizedLogistic:
     r"""Independent grey levels, one a pixel, each the bin that a logistic variable falls in.
 
     Bins have width :math:`1 / (L - 1)` and are centred on the levels; the first and the last
-    reach to infinity, so the probabilities of the L levels sum to one. The likelihood of
-    Kingma et al. (2016). Unlike a density it cannot exceed one.
+    reach to infinity, so the probabilities of the L levels sum to one. These are the bins of
+    PixelCNN++ (Salimans, Karpathy, Chen and Kingma, 2017), with one logistic variable for each
+    pixel. Unlike a density it cannot exceed one.
 
     Arguments:
         location: Centre of the logistic variable, shape (..., d).
@@ -236,7 +267,8 @@ class DiscretizedLogistic:
         levels: L, at least 2.
 
     Raises:
-        ValueError: The two shapes differ, or fewer than two levels.
+        ValueError: The two shapes differ, or are no (..., d), or not of floats; fewer than two
+            levels.
 
     Example:
         >>> wide = DiscretizedLogistic(torch.tensor([0.5]), torch.tensor([0.0]), levels=2)
@@ -245,6 +277,8 @@ class DiscretizedLogistic:
     """
 
     def __init__(self, location: Tensor, log_scale: Tensor, levels: int = 256):
+        self.location = _parameter("location", location)
+        self.log_scale = _parameter("log_scale", log_scale)
         if location.shape != log_scale.shape:
             raise ValueError(
                 f"log_scale: expected the shape of location, {tuple(location.shape)}, "
@@ -252,18 +286,26 @@ class DiscretizedLogistic:
             )
         if levels < 2:
             raise ValueError(f"levels: expected at least 2, got {levels}.")
-        self.location = location
-        self.log_scale = log_scale
         self.levels = levels
 
     @property
     def mean(self) -> Tensor:
         """The expected grey of each pixel, from 0 to 1, shape (..., d)."""
-        # The sum over the L - 1 borders of the probability to lie above.
+        # The mean over the L - 1 borders of the probability to lie above, for some pixels at a
+        # time: all pixels of a thousand images times 255 borders would take a gigabyte.
         border = torch.arange(self.levels - 1, dtype=self.location.dtype) + 0.5
         border = border.to(self.location.device) / (self.levels - 1)
-        above = (self.location.unsqueeze(-1) - border) * torch.exp(-self.log_scale).unsqueeze(-1)
-        return torch.sigmoid(above).mean(-1)
+        some = max(1, 2**20 // (self.levels - 1))
+        pixels = zip(
+            self.location.reshape(-1, 1).split(some),
+            self.log_scale.reshape(-1, 1).split(some),
+            strict=True,
+        )
+        above = []
+        for location, log_scale in pixels:
+            steep, rest = _inverse(log_scale)
+            above.append(torch.sigmoid((location - border) * steep * rest).mean(-1))
+        return torch.cat(above).view(self.location.shape)
 
     def log_prob(self, x: Tensor) -> Tensor:
         r"""Return the log probability of each image.
@@ -281,30 +323,35 @@ class DiscretizedLogistic:
             Nats, shape (...); never positive, but for rounding.
 
         Raises:
-            ValueError: Another number of pixels, or greys between the levels.
+            ValueError: Another number of pixels, batches that do not broadcast, or greys
+                between the levels, as those of 16 bits are.
         """
-        level = _levels(x, self.location.shape[-1], self.levels)
-        steepness = torch.exp(-self.log_scale)
+        level = _levels(x, self.location.shape, self.levels)
+        x = _wide(x)
+        steep, rest = _inverse(self.log_scale)
         half = 0.5 / (self.levels - 1)
-        below = F.logsigmoid((x + half - self.location) * steepness)
-        above = F.logsigmoid((self.location - x + half) * steepness)
+        below = F.logsigmoid((x + half - self.location) * steep * rest)
+        above = F.logsigmoid((self.location - x + half) * steep * rest)
         # log(F(b) - F(a)) as log F(b) + log(1 - F(a)) + log(1 - exp(-(b - a) / s)): no two
         # numbers of nearly the same size are subtracted. An open bin lacks the other terms.
-        inner = below + above + torch.log(-torch.expm1(-2 * half * steepness))
+        # Where s is huge the last is log((b - a) / s), from which rest comes off.
+        width = torch.log(-torch.expm1(-2 * half * steep)) - _beyond(self.log_scale).clamp(min=0)
+        inner = below + above + width
         log_p = torch.where(level == 0, below, torch.where(level == self.levels - 1, above, inner))
         return log_p.sum(-1)
 
     def sample(self, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw the grey of each pixel once, shape (..., d)."""
         uniform = _uniform_like(self.location, generator)
-        grey = self.location + self.log_scale.exp() * torch.logit(uniform)
+        scale = torch.exp(self.log_scale - _beyond(self.log_scale))  # no 0 times infinity
+        grey = self.location + scale * torch.logit(uniform)
         return torch.round(grey.clamp(0, 1) * (self.levels - 1)) / (self.levels - 1)
 
 
 class Mixture:
     r"""A weighted sum of K diagonal Gaussians, :math:`\sum_k \pi_k N(m_k, s_k^2)`.
 
-    It has neither a closed-form divergence nor a differentiable draw.
+    No closed form of its divergence is known, and the draw here has no gradient.
 
     Arguments:
         logits: Any real numbers, shape (K,); a softmax gives the weights :math:`\pi`.
@@ -325,7 +372,7 @@ class Mixture:
                 f"logits: expected shape (K,) beside components of shape (K, d), got "
                 f"{tuple(logits.shape)} beside {tuple(components.mean.shape)}."
             )
-        self.logits = logits
+        self.logits = _wide(logits)
         self.components = components
 
     def log_prob(self, z: Tensor) -> Tensor:
@@ -336,15 +383,20 @@ class Mixture:
 
         Returns:
             Nats, shape (...), of either sign.
+
+        Raises:
+            ValueError: Rows of another length.
         """
+        _check_rows("z", z, self.components.mean.shape[-1:])
         each = self.components.log_prob(z.unsqueeze(-2))
         return torch.logsumexp(torch.log_softmax(self.logits, 0) + each, -1)
 
     def sample(self, samples: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw `samples` examples, shape (samples, d), without a gradient."""
-        which = torch.softmax(self.logits.detach(), 0).multinomial(
-            samples, replacement=True, generator=generator
-        )
+        weights = _probabilities(self.logits.detach())
+        _check_samples(samples)
+        which = weights.multinomial(max(1, samples), replacement=True, generator=generator)
+        which = which[:samples]  # `multinomial` cannot draw none
         chosen = DiagonalGaussian(self.components.mean[which], self.components.log_std[which])
         return chosen.sample(generator=generator)
 
@@ -354,21 +406,87 @@ def _uniform_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
-def _check_pixels(x: Tensor, pixels: int) -> None:
-    """Refuse images of another size."""
-    if x.shape[-1:] != (pixels,):
+def _wide(values: Tensor) -> Tensor:
+    """Return values in at least 32 bits: 16 hold neither a rare event nor a sum of pixels."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def _parameter(name: str, value: Tensor, axes: str = "(..., d)") -> Tensor:
+    """Return a parameter in at least 32 bits, refusing what can be none."""
+    if value.ndim < axes.count(",") or not value.is_floating_point():
         raise ValueError(
-            f"x: expected {pixels} pixels a row, got shape {tuple(x.shape)}. "
-            "Flatten pictures with x.flatten(1)."
+            f"{name}: expected floats of shape {axes}, got {value.dtype} {tuple(value.shape)}."
         )
+    return _wide(value)
 
 
-def _levels(x: Tensor, pixels: int, levels: int) -> Tensor:
+def _beyond(log_scale: Tensor) -> Tensor:
+    """Say how far a logarithm lies beyond those whose exponential is a float: mostly 0."""
+    limit = _limit(log_scale)
+    return (log_scale - log_scale.clamp(-limit, limit)).detach()
+
+
+def _limit(log_scale: Tensor) -> float:
+    """Return a logarithm whose exponential a float holds, with room for a factor."""
+    return 0.9 * math.log(torch.finfo(log_scale.dtype).max)
+
+
+def _inverse(log_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two factors of exp(-log_scale), which alone might be no float; the second is mostly 1.
+
+    Multiply by one after the other. The gradient flows through the first.
+    """
+    beyond, limit = _beyond(log_scale), _limit(log_scale)
+    return torch.exp(beyond - log_scale), torch.exp(-beyond.clamp(-limit, limit))
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    """Return the softmax over the last axis, refusing what nothing can be drawn from."""
+    p = torch.softmax(logits, -1)
+    if not p.isfinite().all():
+        raise ValueError(
+            "logits: expected real numbers, got NaN or infinity. Look at what made them, perhaps "
+            "a training that diverged."
+        )
+    return p
+
+
+def _check_samples(samples: int | None) -> None:
+    """Refuse fewer draws than none."""
+    if samples is not None and samples < 0:
+        raise ValueError(f"samples: expected 0 or more, got {samples}.")
+
+
+def _check_rows(name: str, x: Tensor, shape: torch.Size) -> None:
+    """Refuse rows of another length than that of parameters of a shape, and pictures."""
+    # A picture has an axis of its own for each direction, and so have its parameters.
+    if x.shape[-1:] != shape[-1:] or min(x.ndim, len(shape)) > 3:
+        raise ValueError(
+            f"{name}: expected rows of {shape[-1]} numbers, got shape {tuple(x.shape)}. "
+            f"Flatten pictures with {name}.flatten(1)."
+        )
+    if x.shape != shape:
+        try:
+            torch.broadcast_shapes(x.shape, shape)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{name}: expected a shape that broadcasts against {tuple(shape)}, got "
+                f"{tuple(x.shape)}. Give one row for each example."
+            ) from error
+
+
+def _levels(x: Tensor, shape: torch.Size, levels: int) -> Tensor:
     """Return the level of each grey, refusing what is none."""
-    _check_pixels(x, pixels)
-    exact = x * (levels - 1)
+    _check_rows("x", x, shape)
+    if not x.is_floating_point():
+        raise ValueError(
+            f"x: expected greys as floats from 0 to 1, got {x.dtype}. "
+            "Make them with vae_lib.data.quantize."
+        )
+    exact = _wide(x) * (levels - 1)
     level = exact.round()
-    if not ((exact - level).abs() < 1e-3).all() or level.min() < 0 or level.max() >= levels:
+    near = (exact - level).abs() < 1e-3
+    if not (near & (level >= 0) & (level < levels)).all():
         raise ValueError(
             f"x: expected greys that are multiples of 1/{levels - 1} from 0 to 1, got others, from "
             f"{x.min():g} to {x.max():g}. Make them with vae_lib.data.quantize."
