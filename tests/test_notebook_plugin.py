@@ -149,13 +149,16 @@ NOT_RUN = {
 }
 
 
-def run_pytest(folder, *options):
-    """Test the notebooks in a folder; return `{"file, item": (outcome, text, seconds)}`."""
+def run_pytest(folder, *options, asked=(), env=None):
+    """Test the notebooks in a folder; return `{"file, item": (outcome, text, seconds)}`.
+
+    `asked` names what to test instead of the whole folder.
+    """
     report = folder / "report.xml"
     command = [sys.executable, "-m", "pytest", "-p", "tests.notebook_plugin", "-q"]
     command += ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={folder}", "-o", "cache_dir=.cache"]
-    command += [f"--junitxml={report}", *options, str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    command += [f"--junitxml={report}", *options, *map(str, asked or [folder])]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode in (0, 1), done.stdout + done.stderr
     results = {}
     for case in ElementTree.parse(report).iter("testcase"):
