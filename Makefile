@@ -25,11 +25,16 @@ LOCKED := install --no-compile --no-deps --require-hashes
 LOG := $(VENV)/set-up.log
 QUIETLY = >>$(LOG) 2>&1 || { tail -n 40 $(LOG) >&2; echo "set-up failed; all of it: $(LOG)" >&2; exit 1; }
 
-# pip leaves compiling to the first import, which takes a tenth of the time; so that must be kept.
-export PYTHONDONTWRITEBYTECODE :=
+# What the user has set for Python and pytest stays out, and this folder comes first on the path.
+unexport $(filter PYTHON% PYTEST% VIRTUAL_ENV,$(.VARIABLES))
+export PYTHONPATH := $(CURDIR)
+export PYTHONNOUSERSITE := 1
+
+# The folder in which $(VENV) was last used; after a move or a copy it is another.
+MOVED = $(if $(wildcard $(PY)),$(shell [ "$$(cat $(VENV)/place 2>/dev/null)" = "$$(pwd -P)" ] || echo moved))
 
 .DEFAULT_GOAL := help
-.PHONY: help book test run lab diffs serve bench mutate matrix lint lock clean
+.PHONY: moved help book test run lab diffs serve bench mutate matrix lint lock clean
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is"
@@ -44,7 +49,7 @@ book: $(VENV)/ready ## build the pages from the stored outputs, warnings being e
 test run mutate: export OMP_NUM_THREADS := 1
 
 test: $(VENV)/ready ## run every test: units, doctests, notebooks against their outputs, pages
-	@$(PY) -m pytest -n $(JOBS) --dist loadscope $(ARGS)
+	@$(PY) -m pytest -W error -n $(JOBS) --dist loadscope $(ARGS)
 
 run: $(VENV)/ready ## run the chapters and store what they print and draw
 	@$(PY) -m tests.run_chapters $(ARGS)
@@ -52,7 +57,7 @@ run: $(VENV)/ready ## run the chapters and store what they print and draw
 diffs: $(VENV)/lab-ready ## make git diff show notebooks as text
 
 lab: $(VENV)/lab-ready ## open the chapters in JupyterLab
-	@$(VENV)/bin/jupyter lab chapters
+	@$(PY) -m jupyterlab chapters
 
 serve: book ## build the pages and serve them on this machine
 	@$(PY) -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
@@ -63,8 +68,8 @@ bench: $(VENV)/ready .venv-jax/ready ## time an epoch, beside the same in JAX
 # Some ten minutes of one core. mutmut keeps what it has done in mutants/, and ends with an error
 # if it is stopped; what it found is printed either way.
 mutate: $(VENV)/mutation-ready ## break the library on purpose and list what no unit test notices
-	@timeout $(MINUTES)m $(VENV)/bin/mutmut run --max-children $(JOBS) $(ARGS) || echo "not finished: make mutate goes on" >&2
-	@$(VENV)/bin/mutmut results
+	@timeout $(MINUTES)m $(PY) -m mutmut run --max-children $(JOBS) $(ARGS) || echo "not finished: make mutate goes on" >&2
+	@$(PY) -m mutmut results
 
 matrix: $(VENV)/ready ## run the tests on older instruction sets, with one thread and with two
 	@$(PY) -m tests.matrix --minutes $(MINUTES) --jobs $(JOBS) $(ARGS)
@@ -84,19 +89,38 @@ $(PY):
 	@echo "set-up: creating $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 
+# This folder on the path, as seen from the packages, so that a move or a copy leaves it right; and
+# the folder's name in scripts, which hold it. None of the targets uses these scripts.
+define PLACE
+import os, pathlib, sysconfig
+packages = pathlib.Path(sysconfig.get_path("purelib"))
+(packages / "vae_book.pth").write_text(os.path.relpath(".", packages))
+place, here = pathlib.Path("$(VENV)/place"), os.fsencode(os.getcwd())
+old = place.read_bytes().strip() if place.exists() else here
+for script in pathlib.Path("$(VENV)/bin").iterdir():
+    text = b"" if script.is_symlink() else script.read_bytes()
+    if old != here and old in text and b"\0" not in text:
+        script.write_bytes(text.replace(old + b"/$(VENV)", here + b"/$(VENV)"))
+place.write_bytes(here)
+endef
+export PLACE
+
+moved:
+	@$(PY) -c "$$PLACE"
+
 # Only the CPU build stands alone; the others bring their libraries along.
-$(VENV)/ready: requirements/book.txt pyproject.toml | $(PY)
+$(VENV)/ready: requirements/book.txt pyproject.toml | $(PY) $(MOVED)
 	@: >$(LOG)
 	@$(PY) -c 'from importlib.metadata import version as v; assert v("torch").split("+")[0] == "$(TORCH_VERSION)"' 2>/dev/null || { echo "set-up: installing torch $(TORCH_VERSION) ($(TORCH))"; \
 	$(PIP) install --no-compile $(if $(filter cpu,$(TORCH)),--no-deps) --retries 2 --index-url https://download.pytorch.org/whl/$(TORCH) torch==$(TORCH_VERSION) $(QUIETLY); }
 	@echo "set-up: installing what requirements/book.txt pins"
 	@$(PIP) $(LOCKED) -r requirements/book.txt $(QUIETLY)
-	@$(PIP) install --no-deps --no-build-isolation -e . $(QUIETLY)
+	@$(PY) -c "$$PLACE"
 	@touch $@
 
 # How git turns a notebook into text. nbdime colours it, and offers no way not to.
 # Ids, counts and the numbers of cells would differ below every cell that is added.
-TEXTCONV = f() { $(VENV)/bin/nbshow --ignore-id --ignore-details "$$1" | sed -E "s/$$(printf "\033")\[[0-9;]*m//g; s/^(code|markdown) cell [0-9]+:/\1 cell:/"; }; f
+TEXTCONV = f() { $(PY) -m nbdime.nbshowapp --ignore-id --ignore-details "$$1" | sed -E "s/$$(printf "\033")\[[0-9;]*m//g; s/^(code|markdown) cell [0-9]+:/\1 cell:/"; }; f
 
 $(VENV)/lab-ready: requirements/lab.txt $(VENV)/ready
 	@echo "set-up: installing what requirements/lab.txt pins"

@@ -23,8 +23,8 @@ if __name__ == "__main__":
         def _run_startup_files(self):
             pass
 
-    # What the library warns of is shown, whatever PYTHONWARNINGS says of others.
-    warnings.filterwarnings("default", module=r"vae_lib\b")
+    if os.environ.get("VAE_BOOK_WARNINGS") == "ours":
+        warnings.filterwarnings("ignore", module=r"(?!(__main__|vae_lib)\b)")
     if os.path.exists("matplotlibrc"):  # matplotlib reads it before any other
         import matplotlib
 

@@ -59,7 +59,7 @@ def plugin(folder, source):
     return ["-p", "theirs"], os.environ | {"PYTHONPATH": path}
 
 
-@pytest.mark.parametrize("options", [["-n2"], ["-n2", "--dist=worksteal"], []], ids=str)
+@pytest.mark.parametrize("options", [[], ["-n2"]], ids=str)
 def test_a_notebook_stays_together_and_in_order(tmp_path, options):
     stored(tmp_path, one=counting(), two=counting())
     shuffle, env = plugin(tmp_path, SHUFFLE)
@@ -96,7 +96,11 @@ def test_cells_below_a_failure_are_not_run(tmp_path):
     stored(tmp_path, changed=changed, raising=raising, good=counting())
     results = run_pytest(tmp_path)
     for name in ("changed", "raising"):
-        assert outcomes(results, name, range(1, 7)) == [*["passed"] * 2, "failure", *["skipped"] * 3]
+        assert outcomes(results, name, range(1, 7)) == [
+            *["passed"] * 2,
+            "failure",
+            *["skipped"] * 3,
+        ]
         assert "not run: cell 3 failed" in results[f"{name}, Cell 6"][1]
     assert outcomes(results, "good", range(1, 7)) == ["passed"] * 6
 

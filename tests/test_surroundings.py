@@ -1,0 +1,294 @@
+"""What lies around a checkout reaches no test and no page: other libraries, settings, folders."""
+
+import os
+import py_compile
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+from tests import surroundings
+from tests.surroundings import ROOT, clean
+from tests.test_notebook_plugin import run_pytest
+
+MAKE = shutil.which("make")
+
+
+def checkout(folder):
+    """Copy what a test of a notebook needs, without the data and what was compiled."""
+    junk = shutil.ignore_patterns("__pycache__", "assets", "_static", "test_*.py")
+    for name in ("book", "tests", "vae_lib"):
+        shutil.copytree(ROOT / name, folder / name, ignore=junk)
+    for name in ("conftest.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    (folder / "chapters").mkdir()
+    return folder
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def chapter(folder, cells):
+    """Write a notebook of (source, what it prints) into a checkout."""
+    nb = new_notebook(
+        cells=[
+            new_code_cell(
+                source,
+                execution_count=number,
+                outputs=[new_output("stream", name="stdout", text=f"{text}\n")] if text else [],
+            )
+            for number, (source, text) in enumerate(cells, start=1)
+        ]
+    )
+    nbformat.write(nb, folder / "chapters" / "01-here.ipynb")
+
+
+def python(*arguments, **options):
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, **options)
+
+
+# ------------------------------------------------------------------------------------ the library
+
+RATE = """
+import torch
+from vae_lib.distributions import DiagonalGaussian
+q, prior = (DiagonalGaussian(torch.full((1, 4), mean), torch.zeros(1, 4)) for mean in (1.0, 0.0))
+print("rate", q.kl(prior).item())
+"""
+# Another sign, and as many bytes as it takes to keep the length of the file.
+PLANTED = "DiagonalGaussian.kl = lambda q, p, kl=DiagonalGaussian.kl: -kl(q, p)\n"
+
+
+def test_a_copy_is_tested_with_its_own_library(tmp_path):
+    """The original is on the path; a compiled file claims to be that of the changed source."""
+    copy = checkout(tmp_path / "copy")
+    chapter(copy, [(RATE, "rate 2.0")])
+    source = copy / "vae_lib" / "distributions.py"
+    py_compile.compile(source, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    source.write_text(source.read_text() + PLANTED)
+    for path in (str(ROOT), ""):
+        env = os.environ | {"PYTHONPATH": path, "PYTHONSAFEPATH": ""}
+        done = python("-m", "pytest", "-q", copy / "chapters", cwd=copy, env=env)
+        assert "is now -2.0" in done.stdout, done.stdout + done.stderr
+        assert done.returncode == 1
+
+
+def test_tests_may_be_started_from_elsewhere(tmp_path):
+    copy = checkout(tmp_path / "copy")
+    write(copy / "tests" / "test_where.py", WHERE)
+    link = tmp_path / "link"
+    link.symlink_to(copy)
+    arguments = [link / "tests" / "test_where.py", link / "vae_lib" / "networks.py"]
+    done = python("-m", "pytest", "-q", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+WHERE = """
+import subprocess, sys
+from pathlib import Path
+import vae_lib
+
+def test_where():
+    here = Path(__file__).resolve().parents[1]
+    assert Path(vae_lib.__file__).resolve().parents[1] == here
+    code = "import vae_lib; print(vae_lib.__file__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True)
+    assert Path(done.stdout.strip()).resolve().parents[1] == here
+"""
+
+
+def test_another_library_is_refused():
+    surroundings.check_library("Python", str(ROOT / "vae_lib" / "__init__.py"))
+    for file in (None, "/elsewhere/vae_lib/__init__.py"):
+        with pytest.raises(RuntimeError, match="nothing here would be tested: use another kernel"):
+            surroundings.check_library("The kernel theirs", file)
+
+
+def test_stripped_assertions_are_refused(tmp_path):
+    write(tmp_path / "test_false.py", "def test_false(): assert False")
+    env = os.environ | {"PYTHONOPTIMIZE": "1"}
+    done = python("-m", "pytest", "-p", "tests.notebook_plugin", tmp_path, cwd=ROOT, env=env)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "unset PYTHONOPTIMIZE" in done.stderr
+
+
+def test_the_plugin_is_there(pytestconfig):
+    """Without it, `pytest` would be green and have run no chapter."""
+    assert pytestconfig.pluginmanager.has_plugin("tests.notebook_plugin")
+
+
+# ------------------------------------------------------------------------------------ settings
+
+CELLS = [
+    ("import torch\nprint(torch.get_default_dtype())", "torch.float32"),
+    ("import vae_lib\nprint(hasattr(vae_lib, 'another'))", "False"),
+    ("'one value of two is shown'\n[1][0];", ""),
+    ("print('configured' in globals(), 'started' in globals())", "False False"),
+    ("import matplotlib as mpl\nprint(mpl.rcParams['savefig.transparent'])", "False"),
+    ("print(mpl.rcParams['figure.titlesize'])", "large"),
+    ("print(mpl.get_backend()[-6:])", "inline"),
+    ("import os\nprint(os.environ['ATEN_CPU_CAPABILITY'])", "default"),
+]
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """Write settings of every kind and return an environment with them."""
+    home, here = tmp_path / "home", sys.version_info
+    profile = home / ".ipython" / "profile_default"
+    write(profile / "startup" / "00.py", "import torch\ntorch.set_default_dtype(torch.float64)")
+    setting = "c.InteractiveShellApp.exec_lines = ['configured = 1']\n"
+    setting += "c.InteractiveShell.ast_node_interactivity = 'all'\n"
+    write(profile / "ipython_config.py", setting)
+    write(home / ".config" / "matplotlib" / "matplotlibrc", "savefig.transparent: True\n")
+    active = tmp_path / "active"
+    packages = active / "lib" / f"python{here[0]}.{here[1]}" / "site-packages"
+    for folder in (packages, tmp_path / "path"):
+        write(folder / "vae_lib" / "__init__.py", "another = True\n")
+    variables = {
+        "HOME": home,
+        "IPYTHONDIR": home / ".ipython",
+        "MPLBACKEND": "svg",
+        "PYTHONPATH": tmp_path / "path",
+        "PYTHONSTARTUP": write(tmp_path / "started.py", "started = 1\n"),
+        "VIRTUAL_ENV": active,
+        "XDG_CONFIG_HOME": home / ".config",
+        "ATEN_CPU_CAPABILITY": "default",
+    }
+    return os.environ | {name: str(value) for name, value in variables.items()}
+
+
+def test_settings_reach_no_cell(tmp_path, hostile):
+    copy = checkout(tmp_path / "copy")
+    chapter(copy, CELLS)
+    write(copy / "chapters" / "matplotlibrc", "figure.titlesize: 33\n")
+    command = ["-m", "pytest", "-q", "--all-cells", "chapters"]
+    done = python(*command, cwd=copy, env=hostile)
+    assert f"{len(CELLS) + 1} passed" in done.stdout, done.stdout + done.stderr
+    done = python("-m", "tests.run_chapters", "chapters/01-here.ipynb", cwd=copy, env=hostile)
+    assert "no cells have changed" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "stays"),
+    [
+        ("OMP_NUM_THREADS", True),
+        ("MKL_ENABLE_INSTRUCTIONS", True),
+        ("ONEDNN_MAX_CPU_ISA", True),
+        ("LD_LIBRARY_PATH", True),
+        ("MPLCONFIGDIR", True),
+        ("PYTHONHASHSEED", False),
+        ("PYTHONOPTIMIZE", False),
+        ("PYTHONWARNINGS", False),
+        ("PYTHONSAFEPATH", False),
+        ("TQDM_ASCII", False),
+        ("TORCH_LOGS", False),
+        ("VIRTUAL_ENV", False),
+    ],
+)
+def test_what_stays_in_the_environment(name, stays):
+    assert (clean({name: "1"}).get(name) == "1") is stays
+
+
+def test_this_checkout_comes_first_and_packages_last():
+    path = os.pathsep.join(["", "/theirs", str(ROOT), "relative"])
+    found = clean({"PYTHONPATH": path}, ["/users"])["PYTHONPATH"].split(os.pathsep)
+    assert found == [str(ROOT), "/theirs", str(Path("relative").absolute()), "/users"]
+
+
+def test_a_home_is_not_needed(tmp_path):
+    copy = checkout(tmp_path / "copy")
+    chapter(copy, [("print(1)", "1"), CELLS[4]])
+    env = {k: v for k, v in os.environ.items() if k != "MPLCONFIGDIR" and not k.startswith("XDG_")}
+    env = env | {"HOME": "/proc/nowhere"}
+    done = python("-m", "pytest", "-q", "chapters", cwd=copy, env=env)
+    assert "3 passed" in done.stdout, done.stdout + done.stderr
+
+
+# ------------------------------------------------------------------------------------ warnings
+
+WARNS = """
+import warnings, pytest
+@pytest.mark.parametrize("module", ["vae_lib.data", "tests.oracles", "vae_library", "numpy"])
+def test_warns(module):
+    warnings.warn_explicit("careful", UserWarning, "file.py", 1, module=module)
+"""
+WARNS_IN_A_CELL = """
+import warnings
+warnings.warn_explicit("careful", UserWarning, "file.py", 1, module="{}")
+print(1)
+"""
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_warnings_of_others_are_errors_in_the_pinned_run_only(tmp_path, strict):
+    write(tmp_path / "test_warns.py", WARNS)
+    (tmp_path / "chapters").mkdir()
+    chapter(tmp_path, [(WARNS_IN_A_CELL.format(name), "1") for name in ("numpy", "vae_lib.data")])
+    # In the pinned run this line stands in the Makefile.
+    results = run_pytest(tmp_path, "--all-cells", *(["-W", "error"] if strict else []))
+    passed = [name.rpartition(", ")[2] for name, result in results.items() if result[0] == "passed"]
+    theirs = [] if strict else ["Cell 1", "test_warns[vae_library]", "test_warns[numpy]"]
+    assert sorted(passed) == sorted(["stored outputs", *theirs])
+
+
+# ------------------------------------------------------------------------------------ make
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A folder that `make` takes to be set up, its environment empty."""
+    folder = tmp_path / "original"
+    (folder / "requirements").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "requirements/book.txt"):
+        shutil.copy(ROOT / name, folder / name)
+    assert python("-m", "venv", "--without-pip", folder / ".venv").returncode == 0
+    (folder / ".venv" / "ready").touch()
+    make(folder)
+    return folder
+
+
+def make(folder, *arguments):
+    command = [MAKE, "-C", str(folder), *(arguments or [".venv/ready"])]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+
+
+@pytest.mark.skipif(not MAKE, reason="there is no make")
+def test_make_is_strict_and_keeps_settings_out(made):
+    shown = make(made, "--dry-run", "test").stdout
+    assert " -m pytest -W error " in shown
+    (made / "tests").mkdir()
+    code = "import os, sys; print(sys.path[0], sorted(n for n in os.environ if n[:3] == 'PYT'))"
+    write(made / "tests" / "run_chapters.py", code)
+    theirs = {"PYTHONOPTIMIZE": "1", "PYTEST_ADDOPTS": "--lf", "PYTHONSAFEPATH": "1"}
+    command = [MAKE, "-C", str(made), "run"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | theirs)
+    assert f"{made} ['PYTHONNOUSERSITE', 'PYTHONPATH']" in done.stdout
+
+
+@pytest.mark.skipif(not MAKE, reason="there is no make")
+@pytest.mark.parametrize("move", [shutil.move, shutil.copytree], ids=["renamed", "copied"])
+def test_make_mends_a_folder_that_is_another(made, move, tmp_path):
+    other = tmp_path / "an other"
+    move(made, other, **({"symlinks": True} if move is shutil.copytree else {}))
+    make(other)
+    activate = other / ".venv" / "bin" / "activate"
+    assert str(other / ".venv") in activate.read_text()
+    assert str(made) not in activate.read_text()
+    code = "import sys; print(sys.path)"
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [other / ".venv" / "bin" / "python", "-P", "-c", code]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
+    assert repr(str(other)) in shown
+    assert repr(str(made)) not in shown
+    before = activate.stat().st_mtime_ns
+    assert make(other).stdout.count("\n") <= 3  # nothing is left to do
+    assert activate.stat().st_mtime_ns == before
