@@ -18,6 +18,7 @@ from vae_lib.data import (
     quantize,
     seeded,
 )
+from vae_lib.model import dense_vae
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,18 @@ def test_images_are_rows_in_grey_and_labels_fit_them(mnist):
     seven = mnist.test_images[0].view(28, 28)
     assert seven[7:9, 6:12].float().mean() > 100
     assert seven[20:, :6].max() == 0
+
+
+def test_labels_belong_to_their_images(mnist):
+    # In the order in which the data set was published; LeCun, Bottou, Bengio and Haffner (1998).
+    assert mnist.train_labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+    assert mnist.train_labels[-5:].tolist() == [8, 3, 5, 6, 8]
+    assert mnist.test_labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+    # The class whose mean image is nearest is right for 82 % of images, by chance for 10 %.
+    train, test = mnist.train_images.float(), mnist.test_images.float()
+    means = torch.stack([train[mnist.train_labels == digit].mean(0) for digit in range(10)])
+    nearest = torch.cdist(test, means).argmin(1)
+    assert (nearest == mnist.test_labels).float().mean() > 0.8
 
 
 def test_no_image_is_both_learned_from_and_held_out(mnist):
@@ -122,6 +135,39 @@ def test_static_is_one_draw_for_ever():
     first, again = binarize(grey, "static"), binarize(grey, "static")
     assert torch.equal(first, again)
     assert not torch.equal(first, binarize(grey, "static", seed=1))
+
+
+def test_static_draws_are_those_of_their_stream():
+    grey = torch.linspace(0, 1, 1000)
+    for seed in (0, 1):
+        uniform = torch.rand(1000, generator=seeded(seed, stream="static"))
+        assert torch.equal(binarize(grey, "static", seed=seed), (uniform < grey).float())
+
+
+def test_static_draws_are_not_the_first_weights():
+    # Both were the first even numbers of the bare seed once, and correlated by 0.9999999.
+    half = torch.full((100, 784), 0.5)
+    drawn = binarize(half, "static").flatten()
+    weights = dense_vae(hidden=100, seed=0).encoder.network.trunk[0][0].weight.flatten()
+    correlation = torch.corrcoef(torch.stack([drawn, weights.detach()]))[0, 1]
+    assert abs(correlation) < 5 / len(drawn) ** 0.5
+
+
+def test_draws_are_made_where_their_generator_is_and_end_where_the_images_are():
+    # Images on the device "meta" have no numbers, so nothing can be drawn there.
+    grey = torch.zeros(3, 4, dtype=torch.uint8, device="meta")
+    assert binarize(grey, "static").device.type == "meta"
+    assert binarize(grey, "dynamic", generator=torch.Generator()).device.type == "meta"
+
+
+def test_draws_do_not_depend_on_the_default_precision():
+    grey = torch.full((100,), 0.5)
+    usual = binarize(grey, "static")
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(binarize(grey, "static"), usual)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_dynamic_is_a_new_draw_each_time_from_the_generator_given():
@@ -238,6 +284,14 @@ def test_batches_refuse():
         Batches(torch.zeros(0, 784))
     with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
         Batches(torch.zeros(3, 784), batch_size=0)
+
+
+def test_batches_and_data_sets_are_equal_to_themselves_alone(mnist):
+    batches = Batches(torch.zeros(3, 784))
+    assert batches == batches
+    assert batches != Batches(torch.zeros(3, 784))
+    assert mnist != load_mnist()
+    assert len({batches, mnist}) == 2
 
 
 def test_streams_are_independent():

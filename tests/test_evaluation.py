@@ -1,8 +1,11 @@
+import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from tests.memory import Largest
 from tests.oracles import off_centre, probabilistic_pca
 from vae_lib.data import seeded
 from vae_lib.distributions import DiagonalGaussian
@@ -13,7 +16,8 @@ from vae_lib.evaluation import (
     held_out_elbo,
     log_likelihood,
 )
-from vae_lib.model import VAE, StandardNormal, dense_vae
+from vae_lib.model import VAE, CategoricalDecoder, StandardNormal, dense_vae
+from vae_lib.networks import dense
 from vae_lib.objectives import elbo, log_weights
 
 
@@ -237,3 +241,144 @@ def test_noise_is_drawn_where_the_images_are(pca, score, monkeypatch):
     monkeypatch.setattr("vae_lib.evaluation.seeded", spy)
     score(*pca[:2])
     assert asked == [pca[1].device]
+
+
+# -- evaluation mode
+
+SCORES = {
+    "held_out_elbo": lambda *a: held_out_elbo(*a).elbo.values,
+    "log_likelihood": lambda *a: log_likelihood(*a, samples=3).values,
+    "active_units": active_units,
+}
+every_score = pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
+
+
+@pytest.fixture
+def moody():
+    """A model that batch normalisation and dropout change from call to call, and images."""
+    model = dense_vae(pixels=12, hidden=20, latents=5)
+    model.encoder.network.trunk.append(torch.nn.BatchNorm1d(20))
+    model.encoder.network.trunk.append(torch.nn.Dropout(0.5))
+    model.decoder.network.insert(0, torch.nn.Dropout(0.5))
+    model.decoder.network[0].eval()
+    return model, (torch.rand(50, 12, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+
+
+@every_score
+def test_a_score_changes_nothing_and_nothing_changes_it(moody, score):
+    model, x = moody
+    modes = [module.training for module in model.modules()]
+    state = copy.deepcopy(model.state_dict())
+    first = score(model, x)
+    torch.manual_seed(1)
+    assert torch.equal(first, score(model, x))
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    model.eval()
+    assert torch.equal(first, score(model, x))
+
+
+@every_score
+def test_a_score_that_fails_leaves_the_mode_alone(moody, score):
+    model, x = moody
+    modes = [module.training for module in model.modules()]
+    with pytest.raises(ValueError, match="expected rows of 12 numbers"):
+        score(model, x[:, 1:])
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_a_stand_in_for_a_model_may_be_scored():
+    q = SimpleNamespace(rsample=lambda count, generator: count, log_prob=lambda z: 0.0)
+    fake = SimpleNamespace(
+        encoder=lambda x: q,
+        prior=lambda: q,
+        decoder=lambda count: SimpleNamespace(log_prob=lambda x: torch.full((count, len(x)), -2.0)),
+    )
+    found = log_likelihood(fake, torch.zeros(2, 784), samples=250)
+    torch.testing.assert_close(found.values, torch.full((2,), -2.0))
+
+
+# -- numbers that are none
+
+
+@every_score
+def test_weights_that_diverged_are_no_score(pca, score):
+    model = dense_vae(pixels=6, hidden=4, latents=2)
+    with torch.no_grad():
+        model.encoder.network.first.bias[0] = math.nan
+    with pytest.raises(ValueError, match=r"expected finite.*got NaN or infinity for 50 of 50 im"):
+        score(model, (pca[1] > 0).float())
+
+
+def test_the_images_without_a_finite_score_are_counted():
+    model = dense_vae(pixels=6, hidden=4, latents=2)
+    heads = model.encoder.network
+    with torch.no_grad():  # an infinite mean for images with ink in the first pixel
+        heads.trunk[0][0].weight.zero_()
+        heads.trunk[0][0].weight[:2, 0] = 10
+        heads.first.weight[0, :2] = 3e38
+    x = torch.zeros(10, 6)
+    x[[4, 7], 0] = 1
+    for score in SCORES.values():
+        with pytest.raises(ValueError, match="NaN or infinity for 2 of 10 images"):
+            score(model, x)
+    with pytest.raises(ValueError, match="first for image 4"):
+        held_out_elbo(model, x)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_an_estimate_needs_finite_values(bad):
+    with pytest.raises(ValueError, match=r"^values: .* infinity for 2 of 4 images, first.* 1\."):
+        Estimate(torch.tensor([1.0, bad, 2.0, bad]))
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 4)])
+def test_an_estimate_needs_one_value_per_image(shape):
+    with pytest.raises(ValueError, match=r"^values: expected one number for each.*shape \("):
+        Estimate(torch.zeros(shape))
+
+
+def test_estimates_are_equal_to_themselves_alone():
+    values = torch.zeros(3)
+    one, other = LogLikelihood(values, values, 1), LogLikelihood(values, values, 1)
+    scores = held_out_elbo(dense_vae(hidden=2), torch.zeros(3, 784))
+    for thing, twin in [(one, other), (Estimate(values), Estimate(values)), (scores, scores.elbo)]:
+        assert thing == thing
+        assert thing != twin
+        assert len({thing, twin}) == 2
+
+
+# -- devices and memory
+
+
+class Elsewhere(torch.Tensor):
+    """Numbers on a device that has no 64 bits, as those of a Mac's GPU."""
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+    def double(self):
+        raise TypeError("no float64 here")
+
+
+def test_numbers_come_to_the_cpu_before_they_are_widened():
+    estimate = Estimate(torch.tensor([1.0, 2.0, 3.0, 6.0]).as_subclass(Elsewhere))
+    assert str(estimate) == "3.00 ± 1.08"
+    images = torch.arange(10.0).unsqueeze(1)
+    model = constant_latents(torch.tensor([0.0, 0.0099, 0.0101, 1.0]))
+    assert active_units(model, images.as_subclass(Elsewhere)).tolist() == [False, False, True, True]
+
+
+def test_many_images_and_many_levels_are_decoded_in_parts(monkeypatch):
+    monkeypatch.setattr("vae_lib.evaluation.PIXELS", 2**14, raising=False)
+    model = dense_vae(pixels=100, hidden=4, latents=2)
+    grey = CategoricalDecoder(dense(2, 800), levels=8)
+    model = VAE(model.encoder, model.prior, grey).double()
+    x = torch.randint(8, (50, 100), generator=torch.Generator().manual_seed(0)).double() / 7
+    with Largest() as made:
+        found = log_likelihood(model, x, samples=30)
+    assert made.numbers <= 2**14 * 8  # all draws at once make 1.2 million
+    with torch.no_grad():
+        log_w = log_weights(model, x, 30, seeded(0, stream="evaluation"))
+    torch.testing.assert_close(found.values, torch.logsumexp(log_w, 0) - math.log(30))
+    torch.testing.assert_close(found.effective_samples, 1 / torch.softmax(log_w, 0).square().sum(0))

@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 
+from vae_lib.data import seeded
 from vae_lib.distributions import Bernoulli, Categorical, DiagonalGaussian, DiscretizedLogistic
 from vae_lib.model import (
     VAE,
@@ -15,6 +16,7 @@ from vae_lib.model import (
     GaussianMixture,
     StandardNormal,
     dense_vae,
+    switched,
 )
 from vae_lib.networks import TwoHeads, dense
 
@@ -166,6 +168,8 @@ def test_a_mixture_prior_starts_as_it_says():
     assert torch.equal(found.components.mean, GaussianMixture(3, 4, seed=1)().components.mean)
     assert not torch.equal(found.components.mean, GaussianMixture(3, 4)().components.mean)
     assert torch.equal(GaussianMixture(3, 4)().components.mean, GaussianMixture(3, 4, seed=0).means)
+    stream = torch.randn(4, 3, generator=seeded(1, stream="mixture"))
+    assert torch.equal(prior.means, stream)
 
 
 def test_every_part_of_a_mixture_prior_learns():
@@ -199,3 +203,40 @@ def test_importing_the_library_takes_little_more_than_importing_torch():
 def test_importing_the_library_leaves_matplotlib_alone():
     code = "import sys, vae_lib; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# -- modes
+
+
+def parts():
+    """A model with one part in evaluation mode, as someone may have frozen it."""
+    model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Sequential(torch.nn.Dropout()))
+    model.train()
+    model[1].eval()
+    return model
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_switched_model_comes_back_part_by_part(training):
+    model = parts()
+    before = [module.training for module in model.modules()]
+    assert len(set(before)) == 2
+    with switched(model, training=training):
+        assert {module.training for module in model.modules()} == {training}
+    assert [module.training for module in model.modules()] == before
+    with pytest.raises(ZeroDivisionError), switched(model, training=training):
+        raise ZeroDivisionError
+    assert [module.training for module in model.modules()] == before
+
+
+def test_what_is_no_module_has_no_mode():
+    with switched(object(), training=False):
+        pass
+
+
+def test_generating_keeps_the_mode_of_the_model():
+    model = VAE(torch.nn.Identity(), StandardNormal(2), BernoulliDecoder(torch.nn.Dropout(0.5)))
+    dropped = model.generate(100, generator=torch.Generator().manual_seed(0)).logits == 0
+    assert dropped.float().mean() > 0.3
+    model.eval()
+    assert not (model.generate(100, generator=torch.Generator().manual_seed(0)).logits == 0).any()

@@ -54,3 +54,16 @@ def test_the_two_heads_stand_side_by_side_on_one_trunk():
 def test_images_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match=r"x: expected rows of 784 numbers, got shape .*flatten"):
         linear(784, 5)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float64, torch.bfloat16])
+def test_images_of_another_type_are_refused(dtype):
+    with pytest.raises(ValueError, match=rf"x: expected torch.float32, .*got {dtype}.*binarize"):
+        linear(784, 5)(torch.zeros(3, 784, dtype=dtype))
+    with pytest.raises(ValueError, match=r"x: expected torch.float64, .*got torch.float32"):
+        linear(784, 5).double()(torch.zeros(3, 784))
+
+
+def test_autocast_brings_layers_and_images_to_one_type():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert dense(784, 5, 2)(torch.zeros(3, 784)).dtype == torch.bfloat16

@@ -1,17 +1,24 @@
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
 from tests.oracles import off_centre, probabilistic_pca, two_latents
+from vae_lib.data import Batches
 from vae_lib.distributions import DiagonalGaussian
 from vae_lib.model import (
     VAE,
+    BernoulliDecoder,
+    CategoricalDecoder,
+    DiscretizedLogisticDecoder,
     GaussianDecoder,
+    GaussianEncoder,
     GaussianMixture,
     dense_vae,
 )
+from vae_lib.networks import TwoHeads, dense
 from vae_lib.objectives import (
     Terms,
     beta_elbo,
@@ -22,6 +29,7 @@ from vae_lib.objectives import (
     log_weights,
     terms,
 )
+from vae_lib.training import train
 
 
 def generator(seed=0):
@@ -146,6 +154,77 @@ def test_no_samples_are_refused(small):
     with pytest.raises(ValueError, match="samples: expected at least 1, got 0"):
         dreg(model, x, samples=0)
     assert log_weights(model, x, 1).shape == (1, 5)
+
+
+OBJECTIVES = {
+    "elbo": elbo,
+    "beta_elbo": partial(beta_elbo, beta=0.5),
+    "iwae": partial(iwae, samples=3),
+    "dreg": partial(dreg, samples=3),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "categorical", "logistic"])
+def test_no_images_have_no_values(name, likelihood):
+    model = dense_vae(pixels=12, hidden=6, latents=3)
+    decoder = {
+        "bernoulli": model.decoder,
+        "gaussian": GaussianDecoder(dense(3, 12)),
+        "categorical": CategoricalDecoder(dense(3, 48), 4),
+        "logistic": DiscretizedLogisticDecoder(TwoHeads(torch.nn.Identity(), 3, 12), 4),
+    }[likelihood]
+    for prior in (model.prior, GaussianMixture(3, 2)):
+        values = OBJECTIVES[name](VAE(model.encoder, prior, decoder), torch.zeros(0, 12))
+        assert values.shape == (0,)
+    assert log_weights(model, torch.zeros(0, 12), 2).shape == (2, 0)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_bytes_are_refused(name):
+    with pytest.raises(ValueError, match=r"x: expected torch.float32, .*got torch.uint8.*binari"):
+        OBJECTIVES[name](dense_vae(hidden=2), torch.zeros(3, 784, dtype=torch.uint8))
+
+
+class Pictures(torch.nn.Module):
+    """Map rows to pictures of one channel, or back."""
+
+    def __init__(self, network, *, first):
+        super().__init__()
+        self.network, self.first = network, first
+
+    def forward(self, x):
+        return self.network(x.flatten(1)) if self.first else self.network(x).unflatten(-1, (2, 6))
+
+
+def test_pictures_that_no_one_flattened_are_refused():
+    # Distortions of shape (3, 2) and rates of shape (3,) would not be one value per image.
+    model = dense_vae(pixels=12, hidden=6, latents=3)
+    encoder = GaussianEncoder(Pictures(model.encoder.network, first=True))
+    for decoder in (BernoulliDecoder, GaussianDecoder):
+        pictures = VAE(encoder, model.prior, decoder(Pictures(model.decoder.network, first=False)))
+        with pytest.raises(ValueError, match=r"model: expected one log p.*\(3,\).*\(3, 2\).*flat"):
+            elbo(pictures, torch.zeros(3, 2, 6))
+
+
+def test_terms_are_equal_to_themselves_alone():
+    one, other = (Terms(torch.zeros(3), torch.zeros(3)) for _ in range(2))
+    assert one == one
+    assert one != other
+    assert len({one, other}) == 2
+
+
+def test_each_step_of_each_epoch_of_a_training_has_noise_of_its_own():
+    seen = []
+
+    def objective(model, x, generator):
+        values = elbo(model, x, generator)
+        seen.append(torch.randn(4, generator=generator))
+        return values
+
+    batches = Batches(torch.zeros(20, 12), batch_size=10)
+    train(dense_vae(pixels=12, hidden=6, latents=3), batches, objective, epochs=3)
+    assert len(torch.stack(seen).unique(dim=0)) == len(seen) == 6
 
 
 def test_the_noise_comes_from_the_generator_or_from_the_global_one(small):

@@ -25,7 +25,8 @@ MNIST_SHA256 = {
 }
 
 
-@dataclass(frozen=True)
+# Tensors have no single truth of being equal, so what holds some is equal to itself alone.
+@dataclass(frozen=True, eq=False)
 class Mnist:
     """The two halves of MNIST, in grey: images uint8 (n, 784), labels uint8 (n,)."""
 
@@ -111,19 +112,21 @@ def binarize(
     Three methods, three different tasks, whose scores cannot be compared:
 
     - "threshold": a pixel is 1 if its grey is above one half (on bytes: at least 128).
-    - "static": a pixel is 1 with a probability equal to its grey, drawn once and for all with
-      `seed`. One fixed draw, as in the data of Larochelle and Murray (2011), but not theirs.
-    - "dynamic": the same draw, made anew at every call with `generator`. The protocol of
+    - "static": a pixel is 1 with a probability equal to its grey, drawn once and for all from
+      the stream "static" of `seed`, and on the CPU, so that it is the same on every device. One
+      fixed draw, as in the data of Larochelle and Murray (2011), but not theirs.
+    - "dynamic": such a draw, made anew at every call with `generator`. The protocol of
       Burda, Grosse and Salakhutdinov (2016).
 
     Arguments:
         images: uint8 greys 0 to 255, or floats 0 to 1; any shape.
         method: "threshold", "static" or "dynamic".
         seed: Of the one static draw.
-        generator: The source of the dynamic draws, on the device of `images`.
+        generator: The source of the dynamic draws, which are made on its device. A CPU and a
+            GPU draw other numbers from the same seed.
 
     Returns:
-        float32 zeros and ones, of the shape of `images`.
+        float32 zeros and ones, of the shape and on the device of `images`.
 
     Raises:
         ValueError: Unknown method, greys out of range, or "dynamic" without a generator.
@@ -138,18 +141,20 @@ def binarize(
     if method == "threshold":
         return (grey > 0.5).float()
     if method == "static":
-        generator = torch.Generator(images.device).manual_seed(seed)
+        generator = seeded(seed, stream="static")
     elif generator is None:
         raise ValueError(
             "generator: dynamic binarisation draws anew at every call and needs a torch.Generator, "
             'got None. Give one, or use method="static".'
         )
-    uniform = torch.rand(grey.shape, generator=generator, device=grey.device)
-    return (uniform < grey).float()
+    uniform = torch.rand(
+        grey.shape, generator=generator, device=generator.device, dtype=torch.float32
+    )
+    return (uniform.to(grey.device) < grey).float()
 
 
 def quantize(images: Tensor, levels: int) -> Tensor:
-    """Reduce 8-bit greys to fewer levels, each from an equal share of the 256.
+    """Reduce 8-bit greys to fewer levels, each from the same number of the 256, give or take one.
 
     Arguments:
         images: uint8 greys 0 to 255; any shape.
@@ -222,17 +227,19 @@ def hold_out(images: Tensor, count: int = 10_000, *, seed: int = 0) -> tuple[Ten
 def seeded(seed: int, epoch: int = 0, *, stream: str, device="cpu") -> torch.Generator:
     """Make the generator that belongs to a seed, an epoch and a use.
 
-    Each use of randomness draws from a stream of its own, so that a change in one (another
-    batch size, say) leaves the others as they were.
+    Each use of randomness in the library draws from a stream of its own, so that a change in one
+    (another batch size, say) leaves the others as they were. The one exception are the first
+    weights of `vae_lib.model.dense_vae`: they come from the seed itself,
+    `torch.Generator().manual_seed(seed)`, which no stream is.
 
     Arguments:
         seed: A non-negative integer.
         epoch: A non-negative integer.
         stream: The name of the use: "order", "noise" and so on.
-        device: Where the numbers are to be drawn.
+        device: Where the numbers are to be drawn. A CPU and a GPU draw other numbers.
 
     Returns:
-        A generator that depends on the four arguments alone.
+        A new generator, whose numbers depend on the four arguments alone.
 
     Example:
         >>> draw = lambda epoch: torch.rand(1, generator=seeded(0, epoch, stream="noise")).item()
@@ -245,17 +252,20 @@ def seeded(seed: int, epoch: int = 0, *, stream: str, device="cpu") -> torch.Gen
     return torch.Generator(device).manual_seed(int(state) >> 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batches:
     """Shuffled batches of images that depend on the seed and the epoch alone.
 
     Arguments:
         images: Rows to draw from, shape (n, ...), on any device.
         batch_size: Rows in a batch; the last one of an epoch may be smaller.
-        seed: With the epoch's number it decides the order (and the draws of `transform`).
+        seed: With the epoch's number it decides the order, which is the same on every device,
+            and the generator of `transform`.
         shuffle: False gives the rows in their own order, the same in every epoch.
-        transform: What to do to a batch, given the batch and a generator: dynamic
-            binarisation, for example. The default does nothing.
+        transform: What to do to a batch, given the batch and a generator on its device: dynamic
+            binarisation, for example. Batches take from that generator in turn, so another
+            batch size gives an image other draws, and so does another kind of device. The
+            default does nothing.
 
     Raises:
         ValueError: No images, or a batch size below 1.

@@ -1,27 +1,37 @@
 """What judges a trained model on images that it has not seen.
 
 Each score is an `Estimate`: one value per image, from which mean and standard error follow.
-A latent is always sampled, in evaluation as in training: with z = mu the number would be no
-bound on anything. No function here changes the model.
+The model is scored in evaluation mode, and left as it was found. A latent is always sampled, in
+evaluation as in training: with z = mu the number would be no bound on anything.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vae_lib.data import seeded
-from vae_lib.model import VAE
-from vae_lib.objectives import log_weights, terms
+from vae_lib.model import VAE, switched
+from vae_lib.objectives import _draw, _weigh, terms
+
+# So many pixels are scored at a time: a likelihood may need many numbers for each.
+PIXELS = 2**22
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Estimate:
     """A score of each of n images, read as a sample from all images of their kind.
 
+    An estimate is equal to itself alone; compare `values`.
+
     Arguments:
-        values: Shape (n,), in nats.
+        values: Shape (n,), in nats; finite.
+
+    Raises:
+        ValueError: Another shape, no values, or some that are NaN or infinite.
 
     Example:
         >>> print(Estimate(torch.tensor([-90.0, -100.0, -110.0])))
@@ -30,22 +40,37 @@ class Estimate:
 
     values: Tensor
 
+    def __post_init__(self):
+        """Refuse what has no mean."""
+        if self.values.ndim != 1 or len(self.values) == 0:
+            raise ValueError(
+                "values: expected one number for each of n images, shape (n,), got shape "
+                f"{tuple(self.values.shape)}. Sum over pixels and latents, and keep the images."
+            )
+        bad = (~self.values.isfinite()).nonzero().flatten().tolist()
+        if bad:
+            raise ValueError(
+                f"values: expected finite numbers, got NaN or infinity for {len(bad)} of "
+                f"{len(self.values)} images, first for image {bad[0]}. Look for weights that "
+                "diverged, or for a logarithm of zero in the likelihood."
+            )
+
     @property
     def mean(self) -> float:
         """The mean over the images, in nats."""
-        return self.values.double().mean().item()
+        return _precise(self.values).mean().item()
 
     @property
     def standard_error(self) -> float:
         """How much that mean varies between draws of n images, s / sqrt(n), in nats."""
-        return self.values.double().std().item() / math.sqrt(len(self.values))
+        return _precise(self.values).std().item() / math.sqrt(len(self.values))
 
     def __str__(self) -> str:
         """Mean and standard error, to a hundredth of a nat."""
         return f"{self.mean:.2f} ± {self.standard_error:.2f}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scores:
     """The held-out ELBO and the two costs that it is made of, in nats per image."""
 
@@ -61,13 +86,14 @@ def held_out_elbo(model: VAE, images: Tensor, *, seed: int = 0, batch_size: int 
         model: A VAE.
         images: Shape (n, pixels), in the support of the decoder's distribution.
         seed: Of the noise.
-        batch_size: How many images to score at a time. Another size gives an image other noise.
+        batch_size: How many images to score at a time. Another size may give an image other
+            noise.
 
     Returns:
         ELBO (larger is better), distortion and rate, one value per image each.
 
     Raises:
-        ValueError: `images` is not a matrix with at least two rows.
+        ValueError: `images` is not a matrix with at least two rows, or a score is not finite.
 
     Example:
         >>> from vae_lib.model import dense_vae
@@ -77,14 +103,14 @@ def held_out_elbo(model: VAE, images: Tensor, *, seed: int = 0, batch_size: int 
     """
     _check_images(images)
     noise = seeded(seed, stream="evaluation", device=images.device)
-    with torch.no_grad():
+    with _judging(model):
         parts = [terms(model, x, noise) for x in images.split(batch_size)]
     distortion = torch.cat([part.distortion for part in parts])
     rate = torch.cat([part.rate for part in parts])
     return Scores(Estimate(-(distortion + rate)), Estimate(distortion), Estimate(rate))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LogLikelihood(Estimate):
     """An importance-sampled log p(x) of each image, and how much the sampling can be trusted.
 
@@ -127,8 +153,8 @@ def log_likelihood(
     Arguments:
         model: A VAE.
         images: Shape (n, pixels).
-        samples: k, the number of latents per image, at least 1. At most a hundred are held in
-            memory at a time.
+        samples: k, the number of latents per image, at least 1. At most a hundred are drawn at a
+            time, and fewer are decoded where images are many or large.
         seed: Of the noise.
         batch_size: How many images to score at a time. Another size gives an image other noise.
 
@@ -137,7 +163,8 @@ def log_likelihood(
         :math:`(\sum w)^2 / \sum w^2` (Kish, 1965).
 
     Raises:
-        ValueError: `samples` below 1, or `images` not a matrix with at least two rows.
+        ValueError: `samples` below 1, `images` not a matrix with at least two rows, or a score
+            that is not finite.
 
     Example:
         >>> from vae_lib.model import dense_vae
@@ -150,17 +177,26 @@ def log_likelihood(
         raise ValueError(f"samples: expected at least 1, got {samples}.")
     noise = seeded(seed, stream="evaluation", device=images.device)
     values, effective = [], []
-    with torch.no_grad():
+    with _judging(model):
         for x in images.split(batch_size):
             sums, squares = [], []
             for start in range(0, samples, 100):
-                log_w = log_weights(model, x, min(100, samples - start), noise)
+                log_w = _log_weights(model, x, min(100, samples - start), noise)
                 sums.append(torch.logsumexp(log_w, 0))
                 squares.append(torch.logsumexp(2 * log_w, 0))
             total = torch.logsumexp(torch.stack(sums), 0)
             values.append(total - math.log(samples))
             effective.append(torch.exp(2 * total - torch.logsumexp(torch.stack(squares), 0)))
     return LogLikelihood(torch.cat(values), torch.cat(effective), samples)
+
+
+def _log_weights(model: VAE, x: Tensor, samples: int, noise: torch.Generator) -> Tensor:
+    """Return log importance weights as `vae_lib.objectives.log_weights` does, in less memory."""
+    q, z = _draw(model, x, samples, noise)
+    at_once = max(1, PIXELS // x.numel())
+    if samples <= at_once:
+        return _weigh(model, x, q, z)
+    return torch.cat([_weigh(model, x, q, part) for part in z.split(at_once)])
 
 
 def active_units(
@@ -177,13 +213,14 @@ def active_units(
         model: A VAE whose encoder's distribution has a `mean`.
         images: Shape (n, pixels).
         threshold: The variance above which a latent counts as active.
-        batch_size: How many images to encode at a time; it does not change the result.
+        batch_size: How many images to encode at a time; it changes the means by rounding alone.
 
     Returns:
-        True for each active latent, shape (latents,).
+        True for each active latent, shape (latents,), on the CPU.
 
     Raises:
-        ValueError: `images` is not a matrix with at least two rows.
+        ValueError: `images` is not a matrix with at least two rows, or a mean is not finite: of
+            weights that diverged, no latent would count as active.
 
     Example:
         >>> from vae_lib.model import dense_vae
@@ -191,9 +228,27 @@ def active_units(
         torch.Size([5])
     """
     _check_images(images)
-    with torch.no_grad():
+    with _judging(model):
         means = torch.cat([model.encoder(x).mean for x in images.split(batch_size)])
-    return means.double().var(0) > threshold
+    bad = int((~means.isfinite()).any(-1).sum())
+    if bad:
+        raise ValueError(
+            f"model: expected finite means of q(z given x), got NaN or infinity for {bad} of "
+            f"{len(means)} images. Look for weights that diverged."
+        )
+    return _precise(means).var(0) > threshold
+
+
+@contextmanager
+def _judging(model: VAE) -> Iterator[None]:
+    """Neither learn nor change: no gradients, and evaluation mode for a while."""
+    with torch.no_grad(), switched(model, training=False):
+        yield
+
+
+def _precise(values: Tensor) -> Tensor:
+    """Return values in 64 bits, on the CPU, since not every device has them."""
+    return values.cpu().double()
 
 
 def _check_images(images: Tensor) -> None:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from vae_lib.data import seeded
 from vae_lib.distributions import (
     Bernoulli,
     Categorical,
@@ -135,11 +136,12 @@ class GaussianMixture(nn.Module):
         latents: The length of z, at least 1.
         components: K, at least 1.
         seed: Of the means, which start as draws from N(0, I), each component with unit spread.
+            They come from the stream "mixture" of the seed; see `vae_lib.data.seeded`.
     """
 
     def __init__(self, latents: int, components: int, *, seed: int = 0):
         super().__init__()
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed, stream="mixture")
         self.means = nn.Parameter(torch.randn(components, latents, generator=generator))
         self.log_stds = nn.Parameter(torch.zeros(components, latents))
         self.logits = nn.Parameter(torch.zeros(components))
@@ -171,7 +173,11 @@ class VAE(nn.Module):
         self.decoder = decoder
 
     def generate(self, count: int, *, generator: torch.Generator | None = None):
-        """Draw `count` latents from the prior and return p(x given z), batch shape (count,)."""
+        """Draw `count` latents from the prior and return p(x given z), batch shape (count,).
+
+        The model stays in the mode that it is in: with dropout or batch normalisation, put it
+        into evaluation mode first, by `model.eval()` or `switched`.
+        """
         return self.decoder(self.prior().sample(count, generator=generator))
 
 
@@ -185,7 +191,8 @@ def dense_vae(
         hidden: Width of the one hidden layer on each side, or the widths of several, in the
             order of the encoder; the decoder has them in the opposite order.
         latents: Length of z.
-        seed: Of the initial weights (Glorot's; biases start at zero).
+        seed: Of the initial weights (Glorot's; biases start at zero), the source of which is
+            `torch.Generator().manual_seed(seed)`.
 
     Returns:
         A model with a Gaussian encoder, a standard normal prior and a Bernoulli decoder.
@@ -219,7 +226,7 @@ def switched(model: nn.Module, *, training: bool) -> Iterator[None]:
     The mode tells layers such as batch normalisation and dropout what to do.
 
     Arguments:
-        model: Any module.
+        model: Any module. What is none has no mode, and is left alone.
         training: True for training mode, False for evaluation mode.
 
     Example:
@@ -230,10 +237,12 @@ def switched(model: nn.Module, *, training: bool) -> Iterator[None]:
         >>> model.training
         True
     """
-    before = {module: module.training for module in model.modules()}
-    model.train(training)
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    before = [module.training for module in modules]
+    if modules:
+        model.train(training)
     try:
         yield
     finally:
-        for module, mode in before.items():
+        for module, mode in zip(modules, before, strict=True):
             module.training = mode

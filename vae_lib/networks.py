@@ -15,6 +15,14 @@ class _Linear(nn.Linear):
                 f"x: expected rows of {self.in_features} numbers, got shape {tuple(x.shape)}. "
                 "Flatten pictures with x.flatten(1), or make a network of that size."
             )
+        # Autocast brings inputs and weights to one type itself.
+        kind = self.weight.dtype
+        if x.dtype != kind and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(
+                f"x: expected {kind}, as the weights are, got {x.dtype}. Make ones and zeros of "
+                "bytes with vae_lib.data.binarize; bring model and images to one precision with "
+                f".to({kind})."
+            )
         return super().forward(x)
 
 

@@ -1,6 +1,6 @@
 """What training maximises: the evidence lower bound, its two terms, and importance weights.
 
-Every function returns one value per example, in nats per image. Nothing is averaged over a
+Every objective returns one value per example, in nats per image. Nothing is averaged over a
 batch here, and nothing is negated: for the ELBO, larger is better.
 """
 
@@ -14,7 +14,7 @@ from vae_lib.distributions import DiagonalGaussian
 from vae_lib.model import VAE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Terms:
     """The two costs of an image, in nats: what the latents leave open, and the latents."""
 
@@ -46,6 +46,9 @@ def terms(model: VAE, x: Tensor, generator: torch.Generator | None = None) -> Te
         Distortion and rate, each of shape (batch,), in nats. An exact rate is not negative, but
         for rounding; an estimated one may be.
 
+    Raises:
+        ValueError: Encoder and decoder disagree about how many images there are.
+
     Example:
         >>> from vae_lib.model import dense_vae
         >>> cost = terms(dense_vae(), torch.zeros(3, 784))
@@ -58,7 +61,13 @@ def terms(model: VAE, x: Tensor, generator: torch.Generator | None = None) -> Te
         rate = q.kl(prior)
     else:
         rate = q.log_prob(z) - prior.log_prob(z)
-    return Terms(distortion=-model.decoder(z).log_prob(x), rate=rate)
+    log_p = model.decoder(z).log_prob(x)
+    if log_p.shape != rate.shape:  # or their sum would broadcast
+        raise ValueError(
+            f"model: expected one log p(x | z) for each of {tuple(rate.shape)} images, got shape "
+            f"{tuple(log_p.shape)}. Let the decoder give rows of pixels: .flatten(1)."
+        )
+    return Terms(distortion=-log_p, rate=rate)
 
 
 def elbo(model: VAE, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -92,8 +101,8 @@ def beta_elbo(
 
     .. math:: -(\text{distortion} + \beta \, \text{rate})
 
-    For a beta of at least 1 it is a bound on :math:`\log p(x)`, since no rate is negative; below
-    1 it need not be one.
+    For a beta of at least 1 its expectation is a bound on :math:`\log p(x)`, since no expected
+    rate is negative; below 1 it need not be one.
 
     Arguments:
         model: A VAE.
@@ -146,7 +155,7 @@ def log_weights(
         torch.Size([2, 3])
     """
     q, z = _draw(model, x, samples, generator)
-    return model.decoder(z).log_prob(x) + model.prior().log_prob(z) - q.log_prob(z)
+    return _weigh(model, x, q, z)
 
 
 def _draw(model: VAE, x: Tensor, samples: int, generator: torch.Generator | None):
@@ -155,6 +164,11 @@ def _draw(model: VAE, x: Tensor, samples: int, generator: torch.Generator | None
         raise ValueError(f"samples: expected at least 1, got {samples}.")
     q = model.encoder(x)
     return q, q.rsample(samples, generator=generator)
+
+
+def _weigh(model: VAE, x: Tensor, q, z: Tensor) -> Tensor:
+    """Return the log importance weights of latents z that were drawn from q."""
+    return model.decoder(z).log_prob(x) + model.prior().log_prob(z) - q.log_prob(z)
 
 
 def iwae(
@@ -199,9 +213,12 @@ def dreg(
     .. math:: \sum_{i=1}^k \tilde w_i^2 \, \frac{\partial \log w_i}{\partial z_i}
         \frac{\partial z_i}{\partial \phi}, \quad \tilde w_i = \frac{w_i}{\sum_j w_j}
 
-    which has the same expectation, and whose signal does not drown in its noise as k grows
-    (Tucker, Lawson, Gu and Maddison, 2019). For k = 1 it is the estimator of Roeder, Wu and
-    Duvenaud (2017).
+    which has the same expectation (Tucker, Lawson, Gu and Maddison, 2019). For large k the ratio
+    of its signal to its noise grows like the root of k, where that of `iwae` falls like one over
+    the root; how large k must be depends on how far q is from the posterior. The chapter
+    *How good is it?* shows it growing for one latent, and for two trained networks still falling
+    at k = 64.
+    For k = 1 it is the estimator of Roeder, Wu and Duvenaud (2017).
 
     Arguments:
         model: A VAE whose encoder gives a `DiagonalGaussian`.
