@@ -13,6 +13,7 @@ from tests import book_pages, browser
 pytest.importorskip("jupyter_book", reason="the book is built with the extra [book]")
 
 PHONE = 390  # CSS pixels
+PAPER = 690  # A4 without margins of 14 mm
 
 LOOK = """(() => {
     const all = selector => [...document.querySelectorAll(selector)];
@@ -22,6 +23,41 @@ LOOK = """(() => {
         formulas: all(".math").length,
         not_typeset: [...plain, ...all("mjx-merror")].map(e => e.textContent),
         filters: all(".bd-content .cell_output img").map(i => getComputedStyle(i).filter),
+    };
+})()"""
+
+
+# With everything unfolded: code whose lines go on beyond its box.
+CUT = """(() => {
+    const all = selector => [...document.querySelectorAll(selector)];
+    all("details").forEach(fold => { fold.open = true; });
+    const cut = all("pre").filter(pre => pre.scrollWidth > pre.clientWidth);
+    all("details").forEach(fold => { fold.open = false; });
+    return cut.map(pre => pre.textContent);
+})()"""
+
+# With everything folded, and a folded admonition besides, which no page has yet: what paper shows.
+PRINTED = """(() => {
+    const all = selector => [...document.querySelectorAll(selector)];
+    document.querySelector(".bd-content").insertAdjacentHTML("beforeend", `
+        <div class="admonition toggle toggle-hidden">
+        <p class="admonition-title">A title</p><p>Folded</p></div>`);
+    const folded = all("details > :not(summary), .toggle-hidden > p");
+    const seen = element => element.checkVisibility({opacityProperty: true,
+        visibilityProperty: true}) && element.getBoundingClientRect().height > 0;
+    const colours = element => {
+        const style = getComputedStyle(element);
+        return [style.backgroundColor, style.color].map(c => c.match(/[\\d.]+/g).map(Number));
+    };
+    const furniture = "button, .bd-sidebar-primary, .bd-sidebar-secondary, .bd-header-article";
+    return {
+        folded: folded.length,
+        shut: folded.filter(element => !seen(element)).map(element => element.textContent),
+        furniture: all(furniture).filter(seen).map(element => element.className),
+        paper: colours(document.body)[0],
+        pale: all("p, pre span, td, h1, h2").filter(seen).filter(
+            element => Math.max(...colours(element)[1].slice(0, 3)) > 150
+        ).map(element => element.textContent),
     };
 })()"""
 
@@ -54,7 +90,12 @@ def visits(site, chromium):
         # A telephone zooms out of a page that is too wide, so its window grows with it.
         width = chromium.run("Math.max(innerWidth, document.documentElement.scrollWidth)")
         noted = {"requests": chromium.requests, "errors": chromium.errors}
-        found[page.relative_to(site).as_posix()] = {**visit, **noted, "width": width}
+        visit |= {**noted, "width": width, "cut on a phone": chromium.run(CUT)}
+        chromium.size(PAPER, 1000)
+        chromium.call("Emulation.setEmulatedMedia", media="print")
+        visit |= {"cut on paper": chromium.run(CUT), **chromium.run(PRINTED)}
+        chromium.call("Emulation.setEmulatedMedia", media="")
+        found[page.relative_to(site).as_posix()] = visit
     return found
 
 
@@ -76,6 +117,23 @@ def test_the_console_is_clean(visits):
 
 def test_pages_fit_a_phone(visits):
     assert {name: v["width"] for name, v in visits.items() if v["width"] > PHONE} == {}
+
+
+def test_no_line_of_code_is_cut_off_on_a_phone_or_on_paper(visits):
+    for where in ("cut on a phone", "cut on paper"):
+        assert {name: v[where] for name, v in visits.items() if v[where]} == {}
+
+
+def test_what_is_folded_is_open_on_paper(visits):
+    assert sum(visit["folded"] for visit in visits.values()) > 100
+    assert {name: v["shut"] for name, v in visits.items() if v["shut"]} == {}
+
+
+def test_paper_is_white_and_shows_no_buttons(visits):
+    """`LOOK` has turned each page dark."""
+    assert {name: v["furniture"] for name, v in visits.items() if v["furniture"]} == {}
+    assert {name: v["pale"] for name, v in visits.items() if v["pale"]} == {}
+    assert {tuple(visit["paper"]) for visit in visits.values()} == {(255, 255, 255)}
 
 
 def test_pictures_keep_their_grey_levels_in_the_dark(visits):

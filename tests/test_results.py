@@ -109,7 +109,7 @@ def test_the_page_gets_a_table_without_a_script(monkeypatch):
     columns = {"<i>": ["a & b"], "n": [1]}
     html = shown(monkeypatch, columns, caption="nats")[0].data["text/html"]
     assert html.splitlines() == [
-        '<table class="results">',
+        '<table class="dataframe">',
         "<caption>nats</caption>",
         '<thead><tr><th style="text-align: left">&lt;i&gt;</th>'
         '<th style="text-align: right">n</th></tr></thead>',

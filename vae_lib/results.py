@@ -113,7 +113,8 @@ def _as_text(cells, words, caption):
 
 
 def _as_html(cells, words, caption):
-    """Return the table as HTML. Its style is in line: notebooks have style sheets of their own."""
+    """Return the table as HTML, of the class that pandas made known to notebooks and themes."""
+    # In line, because a notebook has a style sheet of its own, which moves words to the right.
     sides = ["left" if left else "right" for left in words]
 
     def row(tag, texts):
@@ -124,7 +125,7 @@ def _as_html(cells, words, caption):
     top = [f"<caption>{escape(caption)}</caption>"] if caption else []
     head = f"<thead>{row('th', cells)}</thead>"
     rows = [row("td", texts) for texts in zip(*cells.values(), strict=True)]
-    lines = ['<table class="results">', *top, head, "<tbody>", *rows, "</tbody>", "</table>"]
+    lines = ['<table class="dataframe">', *top, head, "<tbody>", *rows, "</tbody>", "</table>"]
     return "\n".join(lines)
 
 
