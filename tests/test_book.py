@@ -194,7 +194,8 @@ def test_the_address_comes_from_the_configuration_or_the_environment(tmp_path, m
 
 
 def test_an_address_turns_the_buttons_on(site):
-    assert "repository-button" not in (site / "book" / "index.html").read_text(encoding="utf-8")
+    html = (site / "book" / "index.html").read_text(encoding="utf-8")
+    assert ("source-repository-button" in html) == bool(build.repository({}))
     config = yaml.safe_load(build.configuration("https://example.org/a/book"))
     assert config["repository"] == {"url": "https://example.org/a/book", "branch": "main"}
     assert config["html"]["use_repository_button"]

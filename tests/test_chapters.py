@@ -453,6 +453,35 @@ def test_form_is_judged(cells, problems):
     assert [re.sub(r"cell \w+ ([^:]*):.*", r"\1", problem) for problem in found] == problems
 
 
+def test_jupyterlab_folds_what_pages_fold():
+    sides = {"source_hidden": {"hide-input", "remove-cell"}, "outputs_hidden": {"hide-output"}}
+    for cell in (cell for nb in NOTEBOOKS.values() for cell in code_cells(nb)):
+        tags, folded = set(cell.metadata.get("tags", [])), cell.metadata.get("jupyter", {})
+        for side, fitting in sides.items():
+            assert bool(folded.get(side)) == bool(tags & {"hide-cell", *fitting})
+
+
+def test_a_chapter_gets_the_cells_of_the_library():
+    chapter = new_notebook(cells=[new_markdown_cell("(a)=\n# A"), code("a = 1"), code("a", "1")])
+    for count, cell in enumerate(chapter.cells[1:], 1):
+        cell.execution_count = count
+    written = nbformat.reads(canonical(chapter), as_version=4)
+    assert [cell.id for cell in written.cells[1:3]] == list(build.LIBRARY_CELLS)
+    assert [cell.execution_count for cell in code_cells(written)] == [1, 2, 3]
+    assert [cell.source for cell in written.cells[3:]] == ["a = 1", "a"]
+    assert stored_problems(written) == []
+    # Written again, and with a text that has been edited, they are the same.
+    for cell in written.cells[1:3]:
+        cell.source += "!"
+    assert canonical(written) == canonical(chapter)
+
+
+def test_a_chapter_that_was_not_run_is_not_said_to_be():
+    chapter = new_notebook(cells=[new_markdown_cell("(a)=\n# A"), code("a = 1")])
+    written = nbformat.reads(canonical(chapter), as_version=4)
+    assert [cell.execution_count for cell in code_cells(written)] == [None, None]
+
+
 @pytest.mark.parametrize(
     "text",
     [
