@@ -1,5 +1,4 @@
 import base64
-import json
 
 import matplotlib as mpl
 import numpy as np
@@ -8,10 +7,10 @@ import torch
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from matplotlib import pyplot as plt
-from matplotlib.patches import Circle, FancyArrowPatch
 
 from vae_lib import figures
-from vae_lib.figures import curves, fingerprint, image_sheet, show, use_style
+from vae_lib.figures import curves, image_sheet, show, use_style
+from vae_lib.fingerprints import fingerprint
 
 X = np.linspace(0, 6, 300)
 
@@ -23,160 +22,22 @@ def _close_figures():
     plt.close("all")
 
 
-def drawn(draw):
-    """Return the fingerprint of what a function draws on one axes."""
-    fig, ax = plt.subplots()
-    draw(ax)
-    return fingerprint(fig)
-
-
-def artists(draw):
-    return drawn(draw)["axes"][0]["artists"]
-
-
-# Pairs of drawings that a reader would tell apart.
-DIFFERENT = {
-    "curve": (lambda ax: ax.plot(X, np.sin(X)), lambda ax: ax.plot(X, np.cos(X))),
-    "colour": (lambda ax: ax.plot(X, color="red"), lambda ax: ax.plot(X, color="blue")),
-    "dashes": (lambda ax: ax.plot(X), lambda ax: ax.plot(X, "--")),
-    "one spike": (lambda ax: ax.plot(X), lambda ax: ax.plot(np.where(np.arange(300) == 5, 9, X))),
-    "label": (lambda ax: ax.plot(X, label="a"), lambda ax: ax.plot(X, label="b")),
-    "title": (lambda ax: ax.set_title("a"), lambda ax: ax.set_title("b")),
-    "axis label": (lambda ax: ax.set_xlabel("a"), lambda ax: ax.set_xlabel("b")),
-    "scale": (lambda ax: ax.set_yscale("linear"), lambda ax: ax.set_yscale("log")),
-    "limits": (lambda ax: ax.set_xlim(0, 1), lambda ax: ax.set_xlim(0, 2)),
-    "tick labels": (
-        lambda ax: ax.set_xticks([0, 1], ["a", "b"]),
-        lambda ax: ax.set_xticks([0, 1], ["a", "c"]),
-    ),
-    "image": (lambda ax: ax.imshow(np.eye(30)), lambda ax: ax.imshow(np.eye(30)[::-1])),
-    "colour of an image": (
-        lambda ax: ax.imshow(np.ones((4, 4, 3)) * [1, 0, 0]),
-        lambda ax: ax.imshow(np.ones((4, 4, 3)) * [0, 1, 0]),
-    ),
-    "colour limits": (
-        lambda ax: ax.imshow(np.eye(30), vmax=1),
-        lambda ax: ax.imshow(np.eye(30), vmax=2),
-    ),
-    "mesh": (lambda ax: ax.pcolormesh(np.eye(9)), lambda ax: ax.pcolormesh(np.eye(9)[::-1])),
-    "scatter": (lambda ax: ax.scatter(X, X), lambda ax: ax.scatter(X, X[::-1])),
-    "scatter's colours": (
-        lambda ax: ax.scatter(X, X, c=X),
-        lambda ax: ax.scatter(X, X, c=X[::-1]),
-    ),
-    "bars": (lambda ax: ax.bar(["a", "b"], [1, 2]), lambda ax: ax.bar(["a", "b"], [1, 3])),
-    "names of bars": (lambda ax: ax.bar(["a", "b"], [1, 2]), lambda ax: ax.bar(["a", "c"], [1, 2])),
-    "area": (lambda ax: ax.fill_between(X, X), lambda ax: ax.fill_between(X, 2 * X)),
-    "error bars": (lambda ax: ax.errorbar(X, X, 1), lambda ax: ax.errorbar(X, X, 2)),
-    "contours": (
-        lambda ax: ax.contour(np.outer(X, X)),
-        lambda ax: ax.contour(np.outer(X, X), levels=[3]),
-    ),
-    "text": (lambda ax: ax.text(0, 0, "a"), lambda ax: ax.text(0, 0, "b")),
-    "place of a text": (lambda ax: ax.text(0, 0, "a"), lambda ax: ax.text(0, 1, "a")),
-    "arrow of a text": (
-        lambda ax: ax.annotate("a", (0, 0), (1, 1), arrowprops={}),
-        lambda ax: ax.annotate("a", (0, 1), (1, 1), arrowprops={}),
-    ),
-    "arrow": (
-        lambda ax: ax.add_patch(FancyArrowPatch((0, 0), (1, 1))),
-        lambda ax: ax.add_patch(FancyArrowPatch((0, 0), (1, 0))),
-    ),
-    "circle": (
-        lambda ax: ax.add_patch(Circle((0, 0), 1)),
-        lambda ax: ax.add_patch(Circle((0, 0), 2)),
-    ),
-    "legend": (
-        lambda ax: ax.legend([ax.plot(X)[0]], ["a"]),
-        lambda ax: ax.legend([ax.plot(X)[0]], ["b"]),
-    ),
-    "inset": (
-        lambda ax: ax.inset_axes([0, 0, 1, 1]).plot(X),
-        lambda ax: ax.inset_axes([0, 0, 1, 1]).plot(-X),
-    ),
-    "title of the figure": (
-        lambda ax: ax.figure.suptitle("a"),
-        lambda ax: ax.figure.suptitle("b"),
-    ),
-}
-
-
-@pytest.mark.parametrize(("one", "other"), [*DIFFERENT.values()], ids=[*DIFFERENT])
-def test_another_drawing_has_another_fingerprint(one, other):
-    assert drawn(one) != drawn(other)
-
-
-@pytest.mark.parametrize("draw", [pair[0] for pair in DIFFERENT.values()], ids=[*DIFFERENT])
-def test_a_fingerprint_depends_on_what_is_drawn_alone(draw):
-    usual = drawn(draw)
-    assert usual == drawn(draw)
-    assert json.loads(json.dumps(usual, allow_nan=False)) == usual
-    other = {"figure.dpi": 50, "font.size": 20, "font.family": "serif", "figure.figsize": (9, 2)}
-    with mpl.rc_context(other):
-        fig, ax = plt.subplots()
-        draw(ax)
-        assert fingerprint(fig) == usual
-        fig.canvas.draw()
-        assert fingerprint(fig) == usual
-
-
-def test_an_empty_axes_has_no_artists():
-    assert artists(lambda ax: None) == []
-
-
-def test_what_is_hidden_is_not_drawn():
-    assert artists(lambda ax: ax.plot(X, visible=False)) == []
-    assert drawn(lambda ax: ax.set_visible(False))["axes"] == []
-
-
-def test_a_line_is_sampled_with_its_ends():
-    (line,) = artists(lambda ax: ax.plot(X, X**2, color=figures.TRUTH, label="square"))
-    assert (line["kind"], line["label"], line["n"]) == ("line", "square", 300)
-    assert line["colour"] == "#009e73ff"
-    assert len(line["x"]) == len(line["y"]) == 33
-    assert (line["y"][0], line["y"][-1]) == (0.0, 36.0)
-    assert line["y_stats"] == pytest.approx([(X**2).mean(), (X**2).std(), 0, 36], rel=1e-5)
-
-
-def test_a_line_without_finite_points_counts_none():
-    (line,) = artists(lambda ax: ax.plot([1, np.nan], [np.nan, 1]))
-    assert line["n"] == 0
-    assert line["y"] == ["nan", 1.0]
-
-
-def test_block_means_of_an_image_cover_it_exactly():
-    pixels = np.random.default_rng(0).random((13, 30))
-    (image,) = artists(lambda ax: ax.imshow(pixels))
-    rows = np.diff([0, 2, 4, 6, 8, 10, 11, 12, 13])  # 13 rows in 8 bands
-    columns = np.diff([0, 4, 8, 12, 16, 20, 24, 27, 30])
-    weights = np.outer(rows, columns)
-    means = np.reshape(image["blocks"], (8, 8))
-    assert means[0, 0] == pytest.approx(pixels[:2, :4].mean(), rel=1e-5)
-    assert (means * weights).sum() / pixels.size == pytest.approx(pixels.mean(), rel=1e-5)
-    assert image["shape"] == "13 x 30"
-
-
-def test_a_histogram_is_one_record():
-    (bars,) = artists(lambda ax: ax.hist(X, bins=20))
-    assert (bars["kind"], bars["n"], sum(bars["height"])) == ("bars", 20, 300)
-
-
-def test_a_colour_bar_is_told_from_other_axes():
-    record = drawn(lambda ax: ax.figure.colorbar(ax.imshow(np.eye(3)), label="nats"))
-    assert record["axes"][1]["artists"] == [{"kind": "colorbar"}]
-    assert record["axes"][1]["ylabel"] == "nats"
-
-
-def test_show_publishes_the_picture_with_its_fingerprint():
+def shown(fig):
+    """Return what a cell that shows a figure puts out."""
     InteractiveShell.instance()
     try:
-        fig = curves({"y": (X, X)}, xlabel="x", ylabel="y")
-        expected = fingerprint(fig)
         with capture_output() as captured:
             assert show(fig) is None
     finally:
         InteractiveShell.clear_instance()
     (output,) = captured.outputs
+    return output
+
+
+def test_show_publishes_the_picture_with_its_fingerprint():
+    fig = curves({"y": (X, X)}, xlabel="x", ylabel="y")
+    expected = fingerprint(fig)
+    output = shown(fig)
     assert set(output.data) == {"image/png", "text/plain"}
     assert output.data["text/plain"] == "<Figure with 1 plot>"
     png = base64.b64decode(output.data["image/png"])
@@ -191,6 +52,76 @@ def test_show_outside_ipython_closes_the_figure(capsys):
     show(fig)
     assert not plt.fignum_exists(fig.number)
     assert capsys.readouterr().out == ""
+
+
+# Settings that someone may have in a matplotlibrc, or take from a style.
+HOSTILE = {
+    "axes.grid": True,
+    "axes.facecolor": "black",
+    "axes.labelsize": 30,
+    "axes.unicode_minus": False,
+    "figure.dpi": 31,
+    "figure.facecolor": "green",
+    "font.family": "monospace",
+    "font.size": 25,
+    "image.origin": "lower",
+    "image.aspect": "auto",
+    "legend.loc": "lower left",
+    "lines.linestyle": ":",
+    "lines.marker": "o",
+    "path.sketch": (1, 100, 2),
+    "savefig.bbox": "standard",
+    "savefig.transparent": True,
+    "text.antialiased": False,
+    "xtick.direction": "in",
+    "ytick.left": False,
+}
+SAVING = {
+    "savefig.bbox": "standard",
+    "savefig.dpi": 31,
+    "savefig.edgecolor": "red",
+    "savefig.facecolor": "green",
+    "savefig.format": "svg",
+    "savefig.orientation": "landscape",
+    "savefig.pad_inches": 1,
+    "savefig.transparent": True,
+}
+
+
+def pictures():
+    images = np.random.default_rng(0).random((3, 784))
+    series = {"sine": (X, np.sin(X)), "cosine": (X, np.cos(X))}
+    yield image_sheet(images, columns=2, row_labels=["a", "b"], title="three")
+    yield curves(series, xlabel="x", ylabel="y", dashed=["cosine"], title="two")
+
+
+def bare():
+    fig, ax = plt.subplots()
+    ax.set_facecolor("0.9")
+    ax.plot(X, -X)
+    yield fig
+
+
+@pytest.mark.parametrize("draw", [pictures, bare])
+def test_no_setting_of_the_user_reaches_a_picture(draw):
+    use_style()
+    usual = [shown(fig) for fig in draw()]
+    mpl.rcParams.update(HOSTILE)
+    use_style()
+    for fig, before in zip(draw(), usual, strict=True):
+        after = shown(fig)
+        assert after.data["image/png"] == before.data["image/png"]
+        assert after.metadata == before.metadata
+    mpl.rcParams.update(SAVING)
+    for fig, before in zip(draw(), usual, strict=True):
+        assert shown(fig).data["image/png"] == before.data["image/png"]
+
+
+def test_the_style_leaves_the_backend_alone():
+    before = mpl.get_backend(), mpl.is_interactive()
+    mpl.rcParams["interactive"] = not before[1]
+    use_style()
+    assert (mpl.get_backend(), mpl.is_interactive()) == (before[0], not before[1])
 
 
 def test_no_colour_with_a_meaning_is_given_away():
@@ -209,6 +140,23 @@ def test_a_sheet_lays_images_out_in_rows():
     record = fingerprint(fig)["axes"][0]
     assert (record["title"], record["yticks"], record["xticks"]) == ("five", ["a", "b"], [])
     assert record["artists"][0]["clim"] == [0.0, 1.0]
+
+
+def test_a_sheet_and_each_image_on_it_stand_upright():
+    # Left to right, then down; each image has its ink at the top right, and no two are alike.
+    images = np.zeros((6, 4, 4))
+    images[:, 0, 2:] = np.linspace(0.5, 1, 6)[:, None]
+    fig = image_sheet(images, columns=3, side=4)
+    sheet = np.asarray(fig.axes[0].images[0].get_array())
+    assert sheet.shape == (9, 14)
+    for index, image in enumerate(images):
+        top, left = 5 * (index // 3), 5 * (index % 3)
+        assert np.array_equal(sheet[top : top + 4, left : left + 4], image)
+    # And as it is drawn: row 0 above row 1, column 0 left of column 1.
+    assert fig.axes[0].images[0].origin == "upper"
+    (x0, x1), (y0, y1) = fig.axes[0].get_xlim(), fig.axes[0].get_ylim()
+    assert x0 < x1
+    assert y0 > y1
 
 
 def test_flat_and_square_images_give_the_same_sheet():

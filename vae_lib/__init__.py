@@ -1,8 +1,13 @@
 """The library behind the VAE book: small enough to read in an evening.
 
-Imports run one way, in this order: `data`, `distributions`, `networks`, `model`,
-`objectives`, `training`, `checkpoints`, `evaluation`, `figures`. The last of them needs
-matplotlib and is therefore imported only by who asks for it.
+The core is what the chapters teach. Its modules import one another in one direction, in this
+order: `data`, `distributions`, `networks`, `model`, `objectives`, `checkpoints`, `states`,
+`training`, `evaluation`, `figures`, `results`. `import vae_lib` brings all but the last two,
+which are for pages; `figures` needs matplotlib.
+
+Around the core stand rooms to enter when they are needed: `fingerprints` (what a figure drew),
+`records` (what a long run leaves) and `recorded` (the scripts of the long runs). The core
+imports none of them, but for `figures`, which stores its fingerprints.
 """
 
 from vae_lib import (
@@ -13,6 +18,7 @@ from vae_lib import (
     model,
     networks,
     objectives,
+    states,
     training,
 )
 
@@ -24,5 +30,6 @@ __all__ = [
     "model",
     "networks",
     "objectives",
+    "states",
     "training",
 ]

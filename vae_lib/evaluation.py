@@ -15,9 +15,9 @@ from torch import Tensor
 
 from vae_lib.data import seeded
 from vae_lib.model import VAE, switched
-from vae_lib.objectives import _draw, _weigh, terms
+from vae_lib.objectives import log_weights, terms
 
-# So many pixels are scored at a time: a likelihood may need many numbers for each.
+# So many pixels are decoded at a time: a likelihood may need many numbers for each.
 PIXELS = 2**22
 
 
@@ -181,22 +181,14 @@ def log_likelihood(
         for x in images.split(batch_size):
             sums, squares = [], []
             for start in range(0, samples, 100):
-                log_w = _log_weights(model, x, min(100, samples - start), noise)
+                count = min(100, samples - start)
+                log_w = log_weights(model, x, count, noise, at_once=max(1, PIXELS // x.numel()))
                 sums.append(torch.logsumexp(log_w, 0))
                 squares.append(torch.logsumexp(2 * log_w, 0))
             total = torch.logsumexp(torch.stack(sums), 0)
             values.append(total - math.log(samples))
             effective.append(torch.exp(2 * total - torch.logsumexp(torch.stack(squares), 0)))
     return LogLikelihood(torch.cat(values), torch.cat(effective), samples)
-
-
-def _log_weights(model: VAE, x: Tensor, samples: int, noise: torch.Generator) -> Tensor:
-    """Return log importance weights as `vae_lib.objectives.log_weights` does, in less memory."""
-    q, z = _draw(model, x, samples, noise)
-    at_once = max(1, PIXELS // x.numel())
-    if samples <= at_once:
-        return _weigh(model, x, q, z)
-    return torch.cat([_weigh(model, x, q, part) for part in z.split(at_once)])
 
 
 def active_units(

@@ -128,7 +128,12 @@ def beta_elbo(
 
 
 def log_weights(
-    model: VAE, x: Tensor, samples: int, generator: torch.Generator | None = None
+    model: VAE,
+    x: Tensor,
+    samples: int,
+    generator: torch.Generator | None = None,
+    *,
+    at_once: int | None = None,
 ) -> Tensor:
     r"""Draw latents from q and return their log importance weights.
 
@@ -142,20 +147,29 @@ def log_weights(
         x: Images, shape (batch, pixels).
         samples: How many latents to draw for each image, at least 1.
         generator: The source of the noise; None takes PyTorch's global one.
+        at_once: How many of the drawn latents of each image to decode at a time, at least 1; None
+            for all. Without a gradient, fewer take less memory. It changes weights by rounding
+            alone.
 
     Returns:
         Nats, shape (samples, batch).
 
     Raises:
-        ValueError: `samples` below 1.
+        ValueError: `samples` or `at_once` below 1.
 
     Example:
         >>> from vae_lib.model import dense_vae
         >>> log_weights(dense_vae(), torch.zeros(3, 784), 2).shape
         torch.Size([2, 3])
     """
+    if at_once is not None and at_once < 1:
+        raise ValueError(f"at_once: expected at least 1, or None for all, got {at_once}.")
     q, z = _draw(model, x, samples, generator)
-    return _weigh(model, x, q, z)
+    parts = [z] if at_once is None or samples <= at_once else z.split(at_once)
+    prior = model.prior()
+    return torch.cat(
+        [model.decoder(z).log_prob(x) + prior.log_prob(z) - q.log_prob(z) for z in parts]
+    )
 
 
 def _draw(model: VAE, x: Tensor, samples: int, generator: torch.Generator | None):
@@ -164,11 +178,6 @@ def _draw(model: VAE, x: Tensor, samples: int, generator: torch.Generator | None
         raise ValueError(f"samples: expected at least 1, got {samples}.")
     q = model.encoder(x)
     return q, q.rsample(samples, generator=generator)
-
-
-def _weigh(model: VAE, x: Tensor, q, z: Tensor) -> Tensor:
-    """Return the log importance weights of latents z that were drawn from q."""
-    return model.decoder(z).log_prob(x) + model.prior().log_prob(z) - q.log_prob(z)
 
 
 def iwae(
