@@ -26,7 +26,7 @@ LOG := $(VENV)/set-up.log
 QUIETLY = >>$(LOG) 2>&1 || { tail -n 40 $(LOG) >&2; echo "set-up failed; all of it: $(LOG)" >&2; exit 1; }
 
 # What the user has set for Python and pytest stays out, and this folder comes first on the path.
-unexport $(filter PYTHON% PYTEST% VIRTUAL_ENV,$(.VARIABLES))
+unexport $(filter PYTHON% PYTEST%,$(.VARIABLES))
 export PYTHONPATH := $(CURDIR)
 export PYTHONNOUSERSITE := 1
 

@@ -5,23 +5,16 @@ starts inherit. What decides on arithmetic stays in it, since it may be what is 
 of threads, the instruction set. What says where packages lie stays too, after this checkout.
 """
 
-import atexit
-import functools
 import importlib.util
 import os
-import shutil
 import site
-import sys
-import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # One thread a process, and none that spins: several processes share the processors.
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-# Settings of Python, IPython, matplotlib, tqdm and PyTorch. IPython puts an active environment
-# that is not its own first on the path of a kernel.
-SETTINGS = ("PYTHON", "IPYTHON", "MPL", "MATPLOTLIB", "TQDM_", "TORCH", "PYTORCH")
-SETTINGS += ("NVIDIA_TF32_OVERRIDE", "VIRTUAL_ENV")
+# Settings of Python, IPython, matplotlib, tqdm and PyTorch begin with these.
+SETTINGS = ("PYTHON", "IPYTHON", "MPL", "MATPLOTLIB", "TQDM_", "TORCH", "PYTORCH", "NVIDIA_TF32_")
 # What only says where files lie.
 HARMLESS = {
     "PYTHONHOME",
@@ -69,12 +62,9 @@ def prepare():
             "or run it without -O"
         )
     folders = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
-    own = {"IPYTHONDIR": f"{_own_folder()}/ipython", "JUPYTER_RUNTIME_DIR": f"{_own_folder()}/run"}
-    environment = THREADS | clean(os.environ, folders) | own
+    environment = THREADS | clean(os.environ, folders)
     os.environ.clear()
     os.environ.update(environment)
-    if sys.path[0] != str(ROOT):
-        sys.path.insert(0, str(ROOT))
     found = importlib.util.find_spec("vae_lib")
     check_library("Python", found and found.origin)
     _drop_compiled()
@@ -88,14 +78,6 @@ def check_library(who, file):
             f"{who} imports vae_lib {where}, not from {ROOT}, so nothing here would be tested: "
             "use another kernel, or remove that vae_lib from its path"
         )
-
-
-@functools.cache
-def _own_folder():
-    """Return a folder for what Jupyter writes: the user's may be full, shared or read-only."""
-    folder = tempfile.mkdtemp(prefix="vae-book-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
 
 
 def _drop_compiled():

@@ -61,11 +61,13 @@ def plugin(folder, source):
 
 @pytest.mark.parametrize("options", [[], ["-n2"]], ids=str)
 def test_a_notebook_stays_together_and_in_order(tmp_path, options):
-    stored(tmp_path, one=counting(), two=counting())
+    once = f"{FIRST}\nwith open('started', 'a') as file:\n    print(n, file=file)"
+    stored(tmp_path, one=counting(cell_1=once), two=counting(cell_1=once))
     shuffle, env = plugin(tmp_path, SHUFFLE)
     results = run_pytest(tmp_path, *shuffle, *options, env=env)
     assert {name: text for name, (outcome, text, _) in results.items() if outcome != "passed"} == {}
     assert len(results) == 14
+    assert (tmp_path / "started").read_text() == "1\n1\n"  # nothing was run again
 
 
 def test_a_rerun_has_a_kernel_of_its_own(tmp_path):
