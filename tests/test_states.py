@@ -63,6 +63,14 @@ def straight():
     return digest(model, state), history
 
 
+@pytest.fixture
+def at_a_terminal():
+    """Let Ctrl-C arrive, as it does not in a process that a shell started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_two_epochs_and_two_more_are_four(straight):
     model, state = small(), State()
     first = go(model, 2, state)
@@ -84,7 +92,7 @@ def test_two_epochs_and_two_more_in_another_process_are_four(tmp_path, straight)
 
 
 @pytest.mark.parametrize("step", [1, 6, 7, 17])  # the first, the last of an epoch, in between
-def test_ctrl_c_keeps_everything_and_says_how_to_go_on(step, straight):
+def test_ctrl_c_keeps_everything_and_says_how_to_go_on(step, straight, at_a_terminal):
     model = small()
     calls = []
 
@@ -108,7 +116,7 @@ def test_ctrl_c_keeps_everything_and_says_how_to_go_on(step, straight):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_ctrl_c_writes_the_file(tmp_path, straight):
+def test_ctrl_c_writes_the_file(tmp_path, straight, at_a_terminal):
     def interrupted(model, x, generator):
         os.kill(os.getpid(), signal.SIGINT)
         return elbo(model, x, generator)
@@ -120,7 +128,7 @@ def test_ctrl_c_writes_the_file(tmp_path, straight):
     assert (digest(model, state), history) == straight
 
 
-def test_a_second_ctrl_c_does_not_wait(straight):
+def test_a_second_ctrl_c_does_not_wait(straight, at_a_terminal):
     model = small()
 
     def interrupted(model, x, generator):

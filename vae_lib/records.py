@@ -87,7 +87,7 @@ class Record:
 
         Arguments:
             measure: A function of a module, (choice, folder), that returns what was measured, JSON
-                types only. States in the folder are called *.state.
+                types only. The names of states in the folder end in .state.
             choices: Dictionaries of JSON types, each different: a seed, a variant, a size.
             workers: How many runs at a time.
 
@@ -190,7 +190,7 @@ def code(source: str) -> str:
         source: Of a module.
 
     Returns:
-        Text to compare, not to run: a body that was only a docstring is empty.
+        Text to compare and not to run, since a body that was only a docstring is empty.
 
     Raises:
         SyntaxError: It is not Python.
