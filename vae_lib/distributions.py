@@ -422,8 +422,8 @@ def _parameter(name: str, value: Tensor, axes: str = "(..., d)") -> Tensor:
 
 def _beyond(log_scale: Tensor) -> Tensor:
     """Say how far a logarithm lies beyond those whose exponential is a float: mostly 0."""
-    limit = _limit(log_scale)
-    return (log_scale - log_scale.clamp(-limit, limit)).detach()
+    log_scale, limit = log_scale.detach(), _limit(log_scale)
+    return log_scale - log_scale.clamp(-limit, limit)
 
 
 def _limit(log_scale: Tensor) -> float:
