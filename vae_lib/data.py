@@ -227,10 +227,10 @@ def hold_out(images: Tensor, count: int = 10_000, *, seed: int = 0) -> tuple[Ten
 def seeded(seed: int, epoch: int = 0, *, stream: str, device="cpu") -> torch.Generator:
     """Make the generator that belongs to a seed, an epoch and a use.
 
-    Each use of randomness in the library draws from a stream of its own, so that a change in one
-    (another batch size, say) leaves the others as they were. The one exception are the first
-    weights of `vae_lib.model.dense_vae`: they come from the seed itself,
-    `torch.Generator().manual_seed(seed)`, which no stream is.
+    What takes a seed in this library draws from a stream of its own, so that a change in one use
+    (another batch size, say) leaves the others as they were. The one exception is
+    `vae_lib.model.dense_vae`: its first weights come from `torch.Generator().manual_seed(seed)`,
+    which is no stream of that seed.
 
     Arguments:
         seed: A non-negative integer.

@@ -85,6 +85,9 @@ class DiagonalGaussian:
 
         Returns:
             Shape (..., d), or (samples, ..., d).
+
+        Raises:
+            ValueError: `samples` below 0.
         """
         _check_samples(samples)
         shape = self.mean.shape if samples is None else (samples, *self.mean.shape)
@@ -392,7 +395,7 @@ class Mixture:
         return torch.logsumexp(torch.log_softmax(self.logits, 0) + each, -1)
 
     def sample(self, samples: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draw `samples` examples, shape (samples, d), without a gradient."""
+        """Draw `samples` examples, at least 0, shape (samples, d), without a gradient."""
         weights = _probabilities(self.logits.detach())
         _check_samples(samples)
         which = weights.multinomial(max(1, samples), replacement=True, generator=generator)
