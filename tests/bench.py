@@ -12,11 +12,11 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
+from tests.surroundings import ROOT, clean
+
 ROUNDS = 5
 BATCH = 100
 
@@ -130,11 +130,10 @@ CONTENDERS = {"ours": ours, "usual": usual, "jax": jax_scan}
 
 def measure(name, python, cores):
     """Run one contender in a process of its own on so many cores."""
-    environment = os.environ | {
+    environment = clean(os.environ) | {
         "OMP_NUM_THREADS": str(cores),
         "MKL_NUM_THREADS": str(cores),
         "PYTHONPATH": str(ROOT),
-        "VAE_LIB_PROGRESS": "0",
     }
     command = [python, "-m", "tests.bench", name, str(cores)]
     done = subprocess.run(

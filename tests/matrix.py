@@ -62,7 +62,8 @@ def digest(paths):
 
 def tasks():
     """Yield each run as (instruction set, threads, name, repetition, files to test, hash)."""
-    library = digest([*(ROOT / "vae_lib").rglob("*.py"), *(ROOT / "tests").glob("notebook_*.py")])
+    plugin = [*(ROOT / "tests").glob("notebook_*.py"), ROOT / "tests" / "surroundings.py"]
+    library = digest([*(ROOT / "vae_lib").rglob("*.py"), ROOT / "tests" / "kernel.py", *plugin])
     units = digest([ROOT / path for path in UNITS] + [ROOT / "tests" / "oracles.py"])
     sets = [name for name in ARITHMETIC if name != "avx512" or has_avx512()]
     for repetition in range(1, REPETITIONS + 1):
@@ -100,7 +101,8 @@ def environment(name, threads):
 
 def run(name, threads, files):
     """Test files under one arithmetic; return whether all passed, and the end of the report."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"]
+    command += files
     done = subprocess.run(
         command, cwd=ROOT, env=environment(name, threads), capture_output=True, text=True
     )
