@@ -136,6 +136,7 @@ def good():
 
 
 NOT_RUN = {
+    "no code": new_notebook(cells=[new_markdown_cell("# A notebook")]),
     "stripped": stripped(good()),
     "run in part": edited(good(), 2, execution_count=None, outputs=[]),
     "run in another order": edited(edited(good(), 1, execution_count=2), 2, execution_count=1),
