@@ -65,9 +65,7 @@ def test_the_numbers_of_a_claim_are_printed_in_the_sections_that_it_names(row):
     under = (printed_under(nb, label) for label in labels(row[2]) for nb in NOTEBOOKS.values())
     printed = {number for text in under for number in numbers(text)}
     said = numbers(re.sub(r"\$.*?\$", "", row[1]))
-    # Without a sign it is the size of what was printed, as in "it gains 2.20".
-    sizes = printed | {number.lstrip("-") for number in printed}
-    assert [n for n in said if n not in (printed if n[0] == "-" else sizes)] == []
+    assert [number for number in said if number not in printed] == []
 
 
 def test_the_tables_are_found():
