@@ -27,7 +27,10 @@ from tests.notebook_plugin import KERNEL, Kernels, cell_rtol, code_cells, kernel
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = ROOT / "chapters"
-PICTURES = {"fig-code-walk": ROOT / "book" / "_static" / "walk.png"}
+PICTURES = {
+    "fig-code-walk": ROOT / "book" / "_static" / "walk.png",
+    "fig-architecture-network": ROOT / "book" / "_static" / "network.png",
+}
 CELL_TIMEOUT = 300  # seconds, as in the tests
 NOTEBOOK_METADATA = {
     "kernelspec": {

@@ -1,5 +1,6 @@
 """The built pages in a real browser: opened from the disk, as a reader may."""
 
+import base64
 import json
 import os
 import re
@@ -134,6 +135,13 @@ def test_paper_is_white_and_shows_no_buttons(visits):
     assert {name: v["furniture"] for name, v in visits.items() if v["furniture"]} == {}
     assert {name: v["pale"] for name, v in visits.items() if v["pale"]} == {}
     assert {tuple(visit["paper"]) for visit in visits.values()} == {(255, 255, 255)}
+
+
+def test_the_cheat_sheet_is_printed_on_one_page(site, chromium):
+    chromium.open((site / "book/cheat-sheet.html").as_uri())
+    a4 = {"paperWidth": 8.27, "paperHeight": 11.69}
+    pdf = base64.b64decode(chromium.call("Page.printToPDF", **a4)["data"])
+    assert len(re.findall(rb"/Type\s*/Page\b", pdf)) == 1
 
 
 def test_pictures_keep_their_grey_levels_in_the_dark(visits):
