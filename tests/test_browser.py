@@ -37,6 +37,15 @@ CUT = """(() => {
     return cut.map(pre => pre.textContent);
 })()"""
 
+# Formulas that run into their own number, or out of the page.
+COVERED = """[...document.querySelectorAll("div.math")].filter(formula => {
+    const signs = [...formula.querySelectorAll("mjx-mi, mjx-mo, mjx-mn, mjx-mtext")];
+    const number = formula.querySelector(".eqno, mjx-labels");
+    const end = Math.max(...signs.filter(sign => !sign.closest("mjx-labels")).map(
+        sign => sign.getBoundingClientRect().right));
+    return end > (number || formula).getBoundingClientRect()[number ? "left" : "right"] + 1;
+}).map(formula => formula.id || formula.textContent)"""
+
 # With everything folded, and a folded admonition besides, which no page has yet: what paper shows.
 PRINTED = """(() => {
     const all = selector => [...document.querySelectorAll(selector)];
@@ -92,6 +101,7 @@ def visits(site, chromium):
         width = chromium.run("Math.max(innerWidth, document.documentElement.scrollWidth)")
         noted = {"requests": chromium.requests, "errors": chromium.errors}
         visit |= {**noted, "width": width, "cut on a phone": chromium.run(CUT)}
+        visit["covered"] = chromium.run(COVERED)
         chromium.size(PAPER, 1000)
         chromium.call("Emulation.setEmulatedMedia", media="print")
         visit |= {"cut on paper": chromium.run(CUT), **chromium.run(PRINTED)}
@@ -123,6 +133,12 @@ def test_pages_fit_a_phone(visits):
 def test_no_line_of_code_is_cut_off_on_a_phone_or_on_paper(visits):
     for where in ("cut on a phone", "cut on paper"):
         assert {name: v[where] for name, v in visits.items() if v[where]} == {}
+
+
+def test_formulas_do_not_run_into_their_numbers_on_a_phone(visits):
+    # The equations of docstrings are written for the source; on the page they scroll.
+    covered = {name: v["covered"] for name, v in visits.items() if v["covered"]}
+    assert list(covered) in ([], ["book/library.html"])
 
 
 def test_what_is_folded_is_open_on_paper(visits):

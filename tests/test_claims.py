@@ -18,7 +18,8 @@ def rows(heading):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
-NUMBERS, MEANING = rows("What changes numbers"), rows("What changes meaning")
+NUMBERS = rows("What changes numbers")
+MEANING, NATS = rows("What changes meaning"), rows("Five numbers of nats")
 
 
 LABELS = {x for nb in NOTEBOOKS.values() for x in re.findall(r"(?m)^\(([a-z-]+)\)=$", prose(nb))}
@@ -60,7 +61,7 @@ def test_a_claim_has_a_verdict_and_a_place(row):
     assert set(labels(links)) <= LABELS
 
 
-@pytest.mark.parametrize("row", NUMBERS, ids=lambda row: row[0][:40])
+@pytest.mark.parametrize("row", [*NUMBERS, *NATS], ids=lambda row: row[0][:40])
 def test_the_numbers_of_a_claim_are_printed_in_the_sections_that_it_names(row):
     under = (printed_under(nb, label) for label in labels(row[2]) for nb in NOTEBOOKS.values())
     printed = {number for text in under for number in numbers(text)}
@@ -71,6 +72,7 @@ def test_the_numbers_of_a_claim_are_printed_in_the_sections_that_it_names(row):
 def test_the_tables_are_found():
     assert len(NUMBERS) >= 12
     assert len(MEANING) >= 20
+    assert len(NATS) == 5
     assert len(rows("Heading by heading")) == 10
 
 

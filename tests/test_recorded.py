@@ -19,7 +19,13 @@ SCRIPTS = sorted(ROOT.glob("vae_lib/recorded/[!_]*.py"))
 
 @pytest.mark.parametrize(
     ("name", "latents"),
-    [("code-post", 5), ("code-corrected", 5), ("output-two-latents", 2), ("issues-twenty", 20)],
+    [
+        ("code-post", 5),
+        ("code-corrected", 5),
+        ("output-two-latents", 2),
+        ("issues-twenty", 20),
+        ("issues-twenty-short", 20),
+    ],
 )
 def test_a_recorded_network_still_scores_what_was_recorded(name, latents):
     model = dense_vae(latents=latents)
