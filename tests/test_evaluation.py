@@ -178,6 +178,37 @@ def test_the_sampling_error_follows_its_equation():
     torch.testing.assert_close(found.sampling_errors, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("samples", [10, 250, 257])
+def test_the_step_compares_with_ten_estimates_from_a_tenth_each(pca, samples):
+    wrong, _ = off_centre(pca[0], by=0.5)
+    x = pca[1][:60]
+    found = log_likelihood(wrong, x, samples=samples)
+    noise = seeded(0, stream="evaluation")
+    tenth = samples // 10
+    for images, values in zip(x.split(50), found.step.values.split(50), strict=True):
+        counts = [100] * (samples // 100) + [samples % 100] * (samples % 100 > 0)
+        w = torch.cat([log_weights(wrong, images, n, noise) for n in counts]).exp()
+        tenths = [w[i * tenth : (i + 1) * tenth].mean(0).log() for i in range(10)]
+        torch.testing.assert_close(values, w.mean(0).log() - sum(tenths) / 10)
+
+
+def test_the_step_is_the_rise_of_the_bound_from_a_tenth_of_the_samples(pca):
+    wrong, _ = off_centre(pca[0], by=0.5)
+    x = pca[1][:1].expand(2000, -1)
+    found = log_likelihood(wrong, x, samples=20)
+    assert (found.step.values >= 0).all()
+    fewer = log_likelihood(wrong, x, samples=2, seed=1)
+    rise = Estimate(found.values - fewer.values)
+    assert rise.mean > 5 * rise.standard_error
+    assert found.step.mean == pytest.approx(rise.mean, abs=4 * rise.standard_error)
+
+
+def test_the_step_of_few_samples_is_refused(pca):
+    found = log_likelihood(pca[0], pca[1][:2], samples=9)
+    with pytest.raises(ValueError, match=r"step: expected .* at least 10 samples, got 9"):
+        _ = found.step
+
+
 # -- active units
 
 
