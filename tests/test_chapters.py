@@ -41,13 +41,6 @@ CONTENTS = [
     "17-compression",
     "18-your-own-data",
 ]
-# Chapters that do not yet fold and print as the others: whoever rewrites one takes it off.
-TO_COME = {
-    "07-exact-models.ipynb",
-    "08-reparameterization.ipynb",
-    "09-likelihoods.ipynb",
-    "11-how-good-is-it.ipynb",
-}
 # What a chapter may take, and the book, in seconds of one processor core.
 MOST_SECONDS = {"04-code.ipynb": 150}
 MOST_SECONDS_OF_THE_OTHERS = 90
@@ -296,11 +289,7 @@ def test_sources_hide_nothing_and_need_no_magic(name):
 
 @EACH
 def test_a_chapter_folds_and_prints_as_the_others(name):
-    problems = form_problems(NOTEBOOKS[name])
-    if name in TO_COME:
-        assert problems, "it does by now: take it off the list TO_COME"
-    else:
-        assert problems == []
+    assert form_problems(NOTEBOOKS[name]) == []
 
 
 def lines(cell):
@@ -315,7 +304,7 @@ def test_the_first_part_is_no_longer_than_a_beginner_reads():
     assert sum(len(lines(cell)) for cell in cells) <= MOST_LINES
 
 
-@pytest.mark.parametrize("name", [name for name in PART_ONE if name not in TO_COME])
+@pytest.mark.parametrize("name", PART_ONE)
 def test_cells_are_short(name):
     sizes = sorted(len(lines(cell)) for cell in code_cells(NOTEBOOKS[name]) if lines(cell))
     assert sizes[len(sizes) // 2] <= MEDIAN_LINES
@@ -332,10 +321,6 @@ def test_the_first_chapter_is_whole_in_sixty_lines():
         assert step in code
     assert "elbo(" in last.source
     assert last.source.count("assert ") >= 2
-
-
-def test_the_chapters_to_come_are_there():
-    assert set(NOTEBOOKS) >= TO_COME
 
 
 # Decimals in the prose that no cell prints: given or exact, and why.
