@@ -310,6 +310,17 @@ def test_cells_are_short(name):
     assert sizes[len(sizes) // 2] <= MEDIAN_LINES
 
 
+@EACH
+def test_five_questions_at_the_end_have_answers_that_say_where_to_read(name):
+    _, _, section = prose(NOTEBOOKS[name]).partition("\n## Check yourself\n")
+    section = section.partition("\n## ")[0]
+    questions, _, answers = section.partition("<details>")
+    found = [re.findall(r"^(\d)\. (.*)$", part, re.MULTILINE) for part in (questions, answers)]
+    for part in found:
+        assert [number for number, _ in part] == list("12345")
+    assert [text for _, text in found[1] if "{ref}" not in text] == []
+
+
 def test_the_first_chapter_is_whole_in_sixty_lines():
     *cells, last = code_cells(NOTEBOOKS["01-first-vae.ipynb"])
     code = "\n".join("\n".join(lines(cell)) for cell in cells)
