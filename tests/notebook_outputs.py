@@ -11,7 +11,9 @@
 """
 
 import base64
+import hashlib
 import io
+import itertools
 import json
 import math
 import re
@@ -34,20 +36,55 @@ FLOAT = re.compile(
 
 def differences(reference_outputs, new_outputs, rtol=RTOL):
     """Say how the outputs of a cell differ; the list is empty where they agree."""
+    found = moves(reference_outputs, new_outputs, rtol)
+    return [problem for share, problem in found if share > 1]
+
+
+def moves(reference_outputs, new_outputs, rtol=RTOL):
+    """Yield what moved, as (share of the tolerance, words): infinite for what has none."""
     reference, new = _by_kind(reference_outputs), _by_kind(new_outputs)
-    problems = []
     for kind in sorted({*reference, *new}):
         stored, now = reference[kind], new[kind]
         if kind == "stderr":
             for side, texts in {"the file": stored, "the new run": now}.items():
-                problems += [f"stderr: {side} has text on stderr:\n{text}" for text, _ in texts]
+                for text, _ in texts:
+                    yield math.inf, f"stderr: {side} has text on stderr:\n{text}"
         elif len(stored) != len(now):
-            problems.append(f"{kind}: {len(stored)} in the file, {len(now)} in the new run")
-        elif kind == "image/png":
-            problems += _each(kind, _picture, stored, now, rtol)
+            yield math.inf, f"{kind}: {len(stored)} in the file, {len(now)} in the new run"
         else:
-            problems += _each(kind, _text_pair, stored, now, rtol)
-    return problems
+            compare = _picture if kind == "image/png" else _text_pair
+            for number, (left, right) in enumerate(zip(stored, now, strict=True), start=1):
+                for share, problem in compare(left, right, rtol):
+                    yield share, f"{kind} {number}: {problem}"
+
+
+def reduced(outputs):
+    """Return outputs without their words and pixels: enough to compare two runs with `apart`.
+
+    Of each text a hash of its words and its floats are left, of each picture what was drawn,
+    texts in it reduced as well. So nothing of a path or a name is kept, whatever was printed.
+    """
+    kinds = _by_kind(outputs)
+    drawn = [metadata.get("vae_book", {}).get("fingerprint") for _, metadata in kinds["image/png"]]
+    texts = {kind: list(map(_text, found)) for kind, found in kinds.items() if kind != "image/png"}
+    return {"texts": _bare(texts), "pictures": _bare(drawn)}
+
+
+def _bare(value):
+    if isinstance(value, str):
+        words, floats = _parted(value)
+        digest = hashlib.sha256(words.encode()).hexdigest()[:16]
+        return {"words": f"#{digest}", "floats": floats}  # behind a # nothing counts as a float
+    if isinstance(value, dict):
+        return {key: _bare(item) for key, item in value.items()}
+    return [_bare(item) for item in value] if isinstance(value, list) else value
+
+
+def apart(one, other, rtol=RTOL):
+    """Return how far apart two reduced outputs are, as a share of the tolerance."""
+    texts = _walk(one["texts"], other["texts"], rtol, "text")
+    pictures = _walk(one["pictures"], other["pictures"], max(rtol, FIGURE_RTOL), "picture")
+    return max((share for share, _ in itertools.chain(texts, pictures)), default=0.0)
 
 
 def _by_kind(outputs):
@@ -66,17 +103,17 @@ def _by_kind(outputs):
     return kinds
 
 
-def _each(kind, compare, stored, now, rtol):
-    for number, (left, right) in enumerate(zip(stored, now, strict=True), start=1):
-        for problem in compare(left, right, rtol):
-            yield f"{kind} {number}: {problem}"
-
-
 def _text_pair(stored, now, rtol):
-    texts = [_as_text(value) for value, _ in (stored, now)]
-    if all(metadata.get("vae_book", {}).get("table") for _, metadata in (stored, now)):
-        texts = map(_cells, texts)
-    return text_differences(*texts, rtol)
+    both = all(metadata.get("vae_book", {}).get("table") for _, metadata in (stored, now))
+    texts = [_text(side) if both else _as_text(side[0]) for side in (stored, now)]
+    yield from _text_moves(*texts, rtol)
+
+
+def _text(output):
+    """Return an output as text, a table with its cells one bar apart."""
+    value, metadata = output
+    text = _as_text(value)
+    return _cells(text) if metadata.get("vae_book", {}).get("table") else text
 
 
 def _cells(text):
@@ -91,31 +128,47 @@ def _as_text(value):
 
 def text_differences(stored, now, rtol=RTOL):
     """Compare two texts: floats within the tolerance, the rest exactly."""
-    stored, now = (text.replace("\N{MINUS SIGN}", "-") for text in (stored, now))
-    words = [FLOAT.sub("<float>", text).splitlines() for text in (stored, now)]
-    if words[0] != words[1]:
-        lines = zip([*words[0], "<end>"], [*words[1], "<end>"], strict=False)
+    return [problem for share, problem in _text_moves(stored, now, rtol) if share > 1]
+
+
+def _parted(text):
+    """Return the words of a text, its floats cut out, and the floats."""
+    text = text.replace("\N{MINUS SIGN}", "-")
+    return FLOAT.sub("<float>", text), FLOAT.findall(text)
+
+
+def _text_moves(stored, now, rtol):
+    (words, floats), (new_words, new_floats) = _parted(stored), _parted(now)
+    if words.splitlines() != new_words.splitlines():
+        lines = zip(*([*text.splitlines(), "<end>"] for text in (words, new_words)), strict=False)
         line = next(number for number, (left, right) in enumerate(lines) if left != right)
         old, new = ([*text.splitlines(), "<end>"][line] for text in (stored, now))
-        return [f"line {line + 1} in the file:\n    {old}\n  and in the new run:\n    {new}"]
-    pairs = zip(FLOAT.findall(stored), FLOAT.findall(now), strict=True)
-    return [
-        f"number {count} was {left} and is now {right}: {apart}"
-        for count, (left, right) in enumerate(pairs, start=1)
-        if (apart := _apart(left, right, rtol))
-    ]
+        yield math.inf, f"line {line + 1} in the file:\n    {old}\n  and in the new run:\n    {new}"
+        return
+    for count, (left, right) in enumerate(zip(floats, new_floats, strict=True), start=1):
+        if share := _share(left, right, rtol):
+            yield (
+                share,
+                f"number {count} was {left} and is now {right}: {_relative(left, right, rtol)}",
+            )
 
 
-def _apart(left, right, rtol):
-    """Say how far two printed floats are apart, or nothing if that is allowed."""
+def _share(left, right, rtol):
+    """Return how much of what is allowed two printed floats are apart."""
     a, b = (float(text.replace(",", "")) for text in (left, right))
+    if a == b:
+        return 0.0
     greater = max(abs(a), abs(b))
     unit = min(_unit(left), _unit(right))
     # A unit of `0.5` is a fifth of it: short numbers are settings, and get no such slack.
     slack = 1.0001 * unit if unit <= 0.01 * greater else 0.0
-    if math.isclose(a, b, rel_tol=rtol, abs_tol=slack):
-        return None
-    return f"relative difference {abs(a - b) / greater:.1e}, allowed {rtol:.1e}"
+    allowed = max(rtol * greater, slack)
+    return abs(a - b) / allowed if allowed else math.inf
+
+
+def _relative(left, right, rtol):
+    a, b = (float(text.replace(",", "")) for text in (left, right))
+    return f"relative difference {abs(a - b) / max(abs(a), abs(b)):.1e}, allowed {rtol:.1e}"
 
 
 def _unit(text):
@@ -130,11 +183,13 @@ def _picture(stored, now, rtol):
     for side, (png, metadata) in {"the file": stored, "the new run": now}.items():
         drawn = metadata.get("vae_book", {}).get("fingerprint")
         if drawn is None:
-            return [f"{side} does not say what was drawn: show it with vae_lib.figures.show"]
+            yield math.inf, f"{side} does not say what was drawn: use vae_lib.figures.show"
+            return
         if is_blank(png, drawn):
-            return [f"the picture in {side} is blank"]
+            yield math.inf, f"the picture in {side} is blank"
+            return
         prints.append(drawn)
-    return list(_drawn_differently(*prints, max(rtol, FIGURE_RTOL), "figure"))
+    yield from _walk(*prints, max(rtol, FIGURE_RTOL), "figure")
 
 
 def is_blank(png, drawn):
@@ -146,32 +201,42 @@ def is_blank(png, drawn):
     return all(least == greatest for least, greatest in image.getextrema())
 
 
-def _drawn_differently(stored, now, rtol, where):
+def _walk(stored, now, rtol, where):
     """Walk through two fingerprints together and say where they part."""
     if type(stored) is not type(now) and not (is_number(stored) and is_number(now)):
-        yield f"{where} was {stored!r} and is now {now!r}"
+        yield math.inf, f"{where} was {stored!r} and is now {now!r}"
     elif isinstance(stored, dict):
         for key in sorted({*stored, *now}):
             if key in stored and key in now:
-                yield from _drawn_differently(stored[key], now[key], rtol, f"{where}, {key}")
+                yield from _walk(stored[key], now[key], rtol, f"{where}, {key}")
             else:
-                yield f"{where}: {key} is only in {'the file' if key in stored else 'the new run'}"
+                side = "the file" if key in stored else "the new run"
+                yield math.inf, f"{where}: {key} is only in {side}"
     elif isinstance(stored, list) and len(stored) != len(now):
-        yield f"{where}: {len(stored)} in the file, {len(now)} in the new run"
+        yield math.inf, f"{where}: {len(stored)} in the file, {len(now)} in the new run"
     elif isinstance(stored, list):
-        # A value near zero counts for as much as the picture shows of it.
-        greatest = max((abs(v) for v in [*stored, *now] if is_number(v)), default=0.0)
-        for index, (left, right) in enumerate(zip(stored, now, strict=True)):
-            if not (is_number(left) and is_number(right)):
-                yield from _drawn_differently(left, right, rtol, f"{where} {index}")
-            elif abs(left - right) > rtol * greatest:
-                share = f"apart by {abs(left - right) / greatest:.1e} of the greatest"
-                yield f"{where} {index} was {left} and is now {right}: {share}, allowed {rtol:.1e}"
-                return  # the rest of a list that differs says no more
+        yield from _walk_list(stored, now, rtol, where)
     elif isinstance(stored, str):
-        yield from (f"{where}: {problem}" for problem in text_differences(stored, now, rtol))
+        for share, problem in _text_moves(stored, now, rtol):
+            yield share, f"{where}: {problem}"
     elif stored != now:
-        yield f"{where} was {stored!r} and is now {now!r}"
+        yield math.inf, f"{where} was {stored!r} and is now {now!r}"
+
+
+def _walk_list(stored, now, rtol, where):
+    """Compare two lists as long; of all their numbers, name the one that moved most."""
+    # A value near zero counts for as much as the picture shows of it.
+    greatest = max((abs(v) for v in [*stored, *now] if is_number(v)), default=0.0)
+    most = (0.0, "")
+    for index, (left, right) in enumerate(zip(stored, now, strict=True)):
+        if not (is_number(left) and is_number(right)):
+            yield from _walk(left, right, rtol, f"{where} {index}")
+        elif left != right and abs(left - right) / (rtol * greatest) > most[0]:
+            share = f"apart by {abs(left - right) / greatest:.1e} of the greatest"
+            said = f"{where} {index} was {left} and is now {right}: {share}, allowed {rtol:.1e}"
+            most = abs(left - right) / (rtol * greatest), said
+    if most[0]:
+        yield most
 
 
 def is_number(value):

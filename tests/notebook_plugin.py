@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
 from queue import Empty
 
 import nbformat
@@ -28,8 +29,8 @@ from jupyter_client.manager import KernelManager
 from nbval.kernel import RunningKernel
 from nbval.plugin import IPyNbCell, IPyNbFile, NbCellError
 
-from tests import surroundings
-from tests.notebook_outputs import RTOL, differences, is_number
+from tests import report, surroundings
+from tests.notebook_outputs import RTOL, is_number, moves
 
 RTOL_MOST = 0.5  # more would compare nothing
 SKIPPING = {"nbval-skip", "nbval-ignore-output", "pytest-validate-ignore-output"}
@@ -259,7 +260,11 @@ class NotebookCell(IPyNbCell):
             raise
 
     def compare_outputs(self, test, ref, skip_compare=None):
-        problems = differences(ref, test, cell_rtol(self.cell))
+        found = list(moves(ref, test, cell_rtol(self.cell)))
+        report.keep(
+            self, max((share for share, _ in found), default=0.0), test, cell_rtol(self.cell)
+        )
+        problems = [problem for share, problem in found if share > 1]
         # Another figure differs in everything: its first few lines say enough.
         more = [f"... and {len(problems) - 8} more"] if len(problems) > 8 else []
         self.comparison_traceback = problems[:8] + more
@@ -275,6 +280,11 @@ def pytest_addoption(parser):
         action="store_true",
         help="go on with a notebook after a cell that fails, as long as its kernel lives",
     )
+    parser.addoption(
+        "--vae-report",
+        metavar="FILE",
+        help="write what was tested, where, and how far each number moved, as JSON",
+    )
 
 
 def pytest_configure(config):
@@ -287,6 +297,8 @@ def pytest_configure(config):
     # A scheduler that deals out single cells would have every worker run the ones before them.
     if getattr(config.option, "dist", None) in ("load", "loadgroup", "worksteal"):
         config.option.dist = "loadscope"
+    if config.option.vae_report and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(report.Reporter(Path(config.option.vae_report)))
     try:
         surroundings.prepare()
     except RuntimeError as error:
