@@ -13,7 +13,6 @@ import math
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import pytest
 
