@@ -536,7 +536,7 @@ def test_no_draws_may_be_asked_for_and_fewer_not():
     gaussian = DiagonalGaussian(torch.zeros(2, 3), torch.zeros(2, 3))
     assert gaussian.sample(0).shape == (0, 2, 3)
     for sample in (gaussian.sample, gaussian.rsample, Mixture(torch.zeros(2), gaussian).sample):
-        with pytest.raises(ValueError, match="samples: expected 0 or more, got -1"):
+        with pytest.raises(ValueError, match="samples: expected at least 0, got -1"):
             sample(-1)
 
 

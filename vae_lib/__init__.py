@@ -1,9 +1,9 @@
 """The library behind the VAE book: small enough to read in an evening.
 
 The core is what the chapters teach. Its modules import one another in one direction, in this
-order: `data`, `distributions`, `networks`, `model`, `objectives`, `checkpoints`, `states`,
-`training`, `evaluation`, `figures`, `results`. `import vae_lib` brings all but the last two,
-which are for pages; `figures` needs matplotlib.
+order: `arguments`, `data`, `distributions`, `networks`, `model`, `objectives`, `checkpoints`,
+`states`, `training`, `evaluation`, `figures`, `results`. `import vae_lib` brings all but the last
+two, which are for pages; `figures` needs matplotlib.
 
 Around the core stand rooms to enter when they are needed: `fingerprints` (what a figure drew),
 `records` (what a long run leaves) and `recorded` (the scripts of the long runs). The core
@@ -11,6 +11,7 @@ imports none of them, but for `figures`, which stores its fingerprints.
 """
 
 from vae_lib import (
+    arguments,
     checkpoints,
     data,
     distributions,
@@ -23,6 +24,7 @@ from vae_lib import (
 )
 
 __all__ = [
+    "arguments",
     "checkpoints",
     "data",
     "distributions",

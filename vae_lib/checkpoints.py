@@ -11,6 +11,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from vae_lib.arguments import kind
+
 RECORDED = Path(__file__).with_name("assets") / "recorded"
 FORMAT = "vae_lib checkpoint 2"
 
@@ -206,6 +208,8 @@ def write(contents: dict[Path, bytes]) -> None:
 
 def _pair(path: str | Path) -> tuple[Path, Path]:
     """Return the two files of a checkpoint."""
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"path: expected a path, got {kind(path)}. It comes before the model.")
     path = Path(path)
     return path.with_name(path.name + ".safetensors"), path.with_name(path.name + ".json")
 

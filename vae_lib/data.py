@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vae_lib.arguments import source, tensor, whole
+
 MNIST = Path(__file__).with_name("assets") / "mnist.npz"
 
 # The sha256 that the original, decompressed IDX files are known by. They are checked at each
@@ -137,7 +139,7 @@ def binarize(
     """
     if method not in ("threshold", "static", "dynamic"):
         raise ValueError(f'method: expected "threshold", "static" or "dynamic", got {method!r}.')
-    grey = _unit_grey(images)
+    grey, generator = _unit_grey(images), source(generator)
     if method == "threshold":
         return (grey > 0.5).float()
     if method == "static":
@@ -171,16 +173,16 @@ def quantize(images: Tensor, levels: int) -> Tensor:
         >>> quantize(torch.tensor([0, 63, 64, 255], dtype=torch.uint8), 4)
         tensor([0.0000, 0.0000, 0.3333, 1.0000])
     """
-    if images.dtype != torch.uint8:
+    if tensor("images", images).dtype != torch.uint8:
         raise ValueError(f"images: expected uint8 greys 0 to 255, got {images.dtype}.")
-    if not 2 <= levels <= 256:
+    if not 2 <= whole("levels", levels) <= 256:
         raise ValueError(f"levels: expected 2 to 256, got {levels}.")
     return (images.int() * levels // 256).float() / (levels - 1)
 
 
 def _unit_grey(images: Tensor) -> Tensor:
     """Return greys as floats in [0, 1], refusing anything else."""
-    if images.dtype == torch.uint8:
+    if tensor("images", images).dtype == torch.uint8:
         return images.float() / 255
     if not images.is_floating_point():
         raise ValueError(
@@ -217,7 +219,7 @@ def hold_out(images: Tensor, count: int = 10_000, *, seed: int = 0) -> tuple[Ten
         >>> len(rest), len(validation), sorted([*rest.tolist(), *validation.tolist()])
         (7, 3, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     """
-    if not 0 < count < len(images):
+    if not 0 < whole("count", count, None) < len(tensor("images", images)):
         raise ValueError(f"count: expected 1 to {len(images) - 1} of {len(images)}, got {count}.")
     order = torch.randperm(len(images), generator=seeded(seed, stream="hold_out"))
     order = order.to(images.device)
@@ -248,6 +250,7 @@ def seeded(seed: int, epoch: int = 0, *, stream: str, device="cpu") -> torch.Gen
     """
     # SeedSequence mixes its entries well and is promised to stay as it is across versions.
     name = int.from_bytes(hashlib.sha256(stream.encode()).digest()[:4], "big")
+    seed, epoch = whole("seed", seed, 0), whole("epoch", epoch, 0)
     state = np.random.SeedSequence([seed, epoch, name]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(state) >> 1)
 
@@ -287,10 +290,10 @@ class Batches:
 
     def __post_init__(self):
         """Refuse what cannot be batched."""
-        if len(self.images) == 0:
+        if len(tensor("images", self.images)) == 0:
             raise ValueError("images: expected at least one row, got none.")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}.")
+        whole("batch_size", self.batch_size)
+        whole("seed", self.seed, 0)
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vae_lib.arguments import source, tensor, whole
+
 
 class DiagonalGaussian:
     r"""A normal distribution with independent components, :math:`N(\mu, \sigma^2)`.
@@ -92,7 +94,7 @@ class DiagonalGaussian:
         _check_samples(samples)
         shape = self.mean.shape if samples is None else (samples, *self.mean.shape)
         noise = torch.randn(
-            shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype
+            shape, generator=source(generator), device=self.mean.device, dtype=self.mean.dtype
         )
         return self.mean + self.std * noise
 
@@ -287,9 +289,7 @@ class DiscretizedLogistic:
                 f"log_scale: expected the shape of location, {tuple(location.shape)}, "
                 f"got {tuple(log_scale.shape)}."
             )
-        if levels < 2:
-            raise ValueError(f"levels: expected at least 2, got {levels}.")
-        self.levels = levels
+        self.levels = whole("levels", levels, 2)
 
     @property
     def mean(self) -> Tensor:
@@ -370,7 +370,7 @@ class Mixture:
     """
 
     def __init__(self, logits: Tensor, components: DiagonalGaussian):
-        if components.mean.ndim != 2 or logits.shape != components.mean.shape[:1]:
+        if components.mean.ndim != 2 or tensor("logits", logits).shape != components.mean.shape[:1]:
             raise ValueError(
                 f"logits: expected shape (K,) beside components of shape (K, d), got "
                 f"{tuple(logits.shape)} beside {tuple(components.mean.shape)}."
@@ -406,7 +406,7 @@ class Mixture:
 
 def _uniform_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
     """Draw even numbers from 0 to 1, of the shape, device and precision of x."""
-    return torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    return torch.rand(x.shape, generator=source(generator), device=x.device, dtype=x.dtype)
 
 
 def _wide(values: Tensor) -> Tensor:
@@ -416,7 +416,7 @@ def _wide(values: Tensor) -> Tensor:
 
 def _parameter(name: str, value: Tensor, axes: str = "(..., d)") -> Tensor:
     """Return a parameter in at least 32 bits, refusing what can be none."""
-    if value.ndim < axes.count(",") or not value.is_floating_point():
+    if tensor(name, value).ndim < axes.count(",") or not value.is_floating_point():
         raise ValueError(
             f"{name}: expected floats of shape {axes}, got {value.dtype} {tuple(value.shape)}."
         )
@@ -456,14 +456,14 @@ def _probabilities(logits: Tensor) -> Tensor:
 
 def _check_samples(samples: int | None) -> None:
     """Refuse fewer draws than none."""
-    if samples is not None and samples < 0:
-        raise ValueError(f"samples: expected 0 or more, got {samples}.")
+    if samples is not None:
+        whole("samples", samples, 0)
 
 
 def _check_rows(name: str, x: Tensor, shape: torch.Size) -> None:
     """Refuse rows of another length than that of parameters of a shape, and pictures."""
     # A picture has an axis of its own for each direction, and so have its parameters.
-    if x.shape[-1:] != shape[-1:] or min(x.ndim, len(shape)) > 3:
+    if tensor(name, x).shape[-1:] != shape[-1:] or min(x.ndim, len(shape)) > 3:
         raise ValueError(
             f"{name}: expected rows of {shape[-1]} numbers, got shape {tuple(x.shape)}. "
             f"Flatten pictures with {name}.flatten(1)."

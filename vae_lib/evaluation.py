@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vae_lib.arguments import tensor, whole
 from vae_lib.data import seeded
 from vae_lib.model import VAE, switched
 from vae_lib.objectives import log_weights, terms
@@ -42,7 +43,7 @@ class Estimate:
 
     def __post_init__(self):
         """Refuse what has no mean."""
-        if self.values.ndim != 1 or len(self.values) == 0:
+        if tensor("values", self.values).ndim != 1 or len(self.values) == 0:
             raise ValueError(
                 "values: expected one number for each of n images, shape (n,), got shape "
                 f"{tuple(self.values.shape)}. Sum over pixels and latents, and keep the images."
@@ -102,6 +103,7 @@ def held_out_elbo(model: VAE, images: Tensor, *, seed: int = 0, batch_size: int 
         torch.Size([10])
     """
     _check_images(images)
+    batch_size = whole("batch_size", batch_size)
     noise = seeded(seed, stream="evaluation", device=images.device)
     with _judging(model):
         parts = [terms(model, x, noise) for x in images.split(batch_size)]
@@ -198,8 +200,7 @@ def log_likelihood(
         (torch.Size([10]), torch.Size([10]))
     """
     _check_images(images)
-    if samples < 1:
-        raise ValueError(f"samples: expected at least 1, got {samples}.")
+    samples, batch_size = whole("samples", samples), whole("batch_size", batch_size)
     noise = seeded(seed, stream="evaluation", device=images.device)
     tenth = samples // 10
     values, effective, tenths = [], [], []
@@ -248,6 +249,7 @@ def active_units(
         torch.Size([5])
     """
     _check_images(images)
+    batch_size = whole("batch_size", batch_size)
     with _judging(model):
         means = torch.cat([model.encoder(x).mean for x in images.split(batch_size)])
     bad = int((~means.isfinite()).any(-1).sum())
@@ -273,7 +275,7 @@ def _precise(values: Tensor) -> Tensor:
 
 def _check_images(images: Tensor) -> None:
     """Refuse what cannot be scored."""
-    if images.ndim != 2 or len(images) < 2 or not images.is_floating_point():
+    if tensor("images", images).ndim != 2 or len(images) < 2 or not images.is_floating_point():
         raise ValueError(
             "images: expected floats of shape (n, pixels) with n at least 2, got "
             f"{images.dtype} {tuple(images.shape)}. Binarise bytes; flatten pictures with "

@@ -1,11 +1,12 @@
 """The variational autoencoder: an encoder, a prior and a decoder, each giving a distribution."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from vae_lib.arguments import real, whole
 from vae_lib.data import seeded
 from vae_lib.distributions import (
     Bernoulli,
@@ -63,7 +64,7 @@ class GaussianDecoder(nn.Module):
 
     def __init__(self, network: nn.Module, std: float | None = None):
         super().__init__()
-        if std is not None and not std > 0:
+        if std is not None and not real("std", std) > 0:
             raise ValueError(f"std: expected a number above zero, got {std}.")
         self.network = network
         log_std = torch.tensor(1.0 if std is None else std).log()
@@ -204,13 +205,12 @@ def dense_vae(
         >>> sum(weight.numel() for weight in dense_vae().parameters())
         793294
     """
-    widths = [hidden] if isinstance(hidden, int) else list(hidden)
+    pixels, latents = whole("pixels", pixels), whole("latents", latents)
+    several = isinstance(hidden, Iterable) and not isinstance(hidden, str)
+    widths = [whole("hidden", width) for width in (hidden if several else [hidden])]
     if not widths:
         raise ValueError("hidden: expected at least one width, got none.")
-    for name, sizes in {"pixels": [pixels], "hidden": widths, "latents": [latents]}.items():
-        if min(sizes) < 1:
-            raise ValueError(f"{name}: expected at least 1, got {min(sizes)}.")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(whole("seed", seed, None))
     trunk = nn.Sequential(dense(pixels, *widths, generator=generator), nn.Tanh())
     return VAE(
         GaussianEncoder(TwoHeads(trunk, widths[-1], latents, generator)),

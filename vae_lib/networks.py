@@ -5,12 +5,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from vae_lib.arguments import source, tensor, whole
+
 
 class _Linear(nn.Linear):
     """An affine layer that says what it expected."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1:] != (self.in_features,):
+        if tensor("x", x).shape[-1:] != (self.in_features,):
             raise ValueError(
                 f"x: expected rows of {self.in_features} numbers, got shape {tuple(x.shape)}. "
                 "Flatten pictures with x.flatten(1), or make a network of that size."
@@ -45,8 +47,9 @@ def linear(inputs: int, outputs: int, generator: torch.Generator | None = None) 
         >>> layer.weight.shape, layer.bias.abs().sum().item()
         (torch.Size([500, 784]), 0.0)
     """
-    layer = nn.utils.skip_init(_Linear, inputs, outputs)
-    nn.init.xavier_uniform_(layer.weight, generator=generator)
+    sizes = whole("inputs", inputs), whole("outputs", outputs)
+    layer = nn.utils.skip_init(_Linear, *sizes)
+    nn.init.xavier_uniform_(layer.weight, generator=source(generator))
     nn.init.zeros_(layer.bias)
     return layer
 

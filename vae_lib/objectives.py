@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vae_lib.arguments import real, whole
 from vae_lib.distributions import DiagonalGaussian
 from vae_lib.model import VAE
 
@@ -121,7 +122,7 @@ def beta_elbo(
         >>> beta_elbo(dense_vae(), torch.zeros(3, 784), beta=0.5).shape
         torch.Size([3])
     """
-    if not beta >= 0:
+    if not real("beta", beta) >= 0:
         raise ValueError(f"beta: expected a number not below zero, got {beta}.")
     cost = terms(model, x, generator)
     return -(cost.distortion + beta * cost.rate)
@@ -162,8 +163,8 @@ def log_weights(
         >>> log_weights(dense_vae(), torch.zeros(3, 784), 2).shape
         torch.Size([2, 3])
     """
-    if at_once is not None and at_once < 1:
-        raise ValueError(f"at_once: expected at least 1, or None for all, got {at_once}.")
+    if at_once is not None:
+        whole("at_once", at_once)
     q, z = _draw(model, x, samples, generator)
     parts = [z] if at_once is None or samples <= at_once else z.split(at_once)
     prior = model.prior()
@@ -174,8 +175,7 @@ def log_weights(
 
 def _draw(model: VAE, x: Tensor, samples: int, generator: torch.Generator | None):
     """Return q(z given x) and that many latents from it for each image."""
-    if samples < 1:
-        raise ValueError(f"samples: expected at least 1, got {samples}.")
+    whole("samples", samples)
     q = model.encoder(x)
     return q, q.rsample(samples, generator=generator)
 
@@ -319,16 +319,15 @@ def implied_weights(
         1.24
     """
     for name, size in {"pixels": pixels, "latents": latents}.items():
-        if size < 1:
-            raise ValueError(f"{name}: expected at least 1, got {size}.")
+        whole(name, size)
     for name, how in {"reconstruction": reconstruction, "divergence": divergence}.items():
         if how not in ("sum", "mean"):
             raise ValueError(f'{name}: expected "sum" or "mean", got {how!r}.')
-    if not reconstruction_weight > 0:
+    if not real("reconstruction_weight", reconstruction_weight) > 0:
         raise ValueError(
             f"reconstruction_weight: expected a number above zero, got {reconstruction_weight}."
         )
-    if not divergence_weight >= 0:
+    if not real("divergence_weight", divergence_weight) >= 0:
         raise ValueError(
             f"divergence_weight: expected a number not below zero, got {divergence_weight}."
         )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from vae_lib.arguments import kind, real, whole
 from vae_lib.data import Batches, seeded
 from vae_lib.model import switched
 from vae_lib.objectives import elbo
@@ -99,11 +100,16 @@ def train(
             f"batches: expected vae_lib.data.Batches, got {type(batches).__name__}. "
             "Wrap a tensor of images: Batches(images, batch_size=100)."
         )
-    if epochs < 1:
-        raise ValueError(f"epochs: expected at least 1, got {epochs}.")
-    if clip is not None and not clip > 0:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: expected a torch.nn.Module, got {kind(model)}.")
+    if not callable(objective):
+        raise ValueError(f"objective: expected a callable such as elbo, got {kind(objective)}.")
+    epochs = whole("epochs", epochs)
+    if not callable(learning_rate):
+        real("learning_rate", learning_rate)
+    if clip is not None and not real("clip", clip) > 0:
         raise ValueError(f"clip: expected a number above zero or None, got {clip}.")
-    if average is not None and not 0 <= average < 1:
+    if average is not None and not 0 <= real("average", average) < 1:
         raise ValueError(f"average: expected a decay from 0 to below 1 or None, got {average}.")
     state = State.given(state, model)
     rate = learning_rate if callable(learning_rate) else lambda step: learning_rate
