@@ -6,12 +6,16 @@ PYTHON ?= python3
 # The build of PyTorch that a new .venv gets, named as on PyTorch's install page: cpu, cu126, ...
 TORCH ?= cpu
 TORCH_VERSION := 2.13.0
+# Where that build is fetched from: another address for who is behind a mirror.
+TORCH_INDEX ?= https://download.pytorch.org/whl/$(TORCH)
 # Test workers. Each takes one core.
 JOBS ?= 2
 # More arguments for pytest: make test ARGS="tests/test_data.py -v"
 ARGS ?=
 # The most minutes that one call of `make mutate` or `make matrix` takes; the next goes on.
 MINUTES ?= 60
+# What `make lab` opens. It is made from the chapters; what is in it already is left alone.
+FOLDER ?= my-chapters
 # The port of `make serve`.
 PORT ?= 8000
 # The address of the book's repository. If set, pages get repository and Binder buttons.
@@ -21,20 +25,31 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --require-virtualenv --disable-pip-version-check --no-input
 # Installing what a lock pins: hashes checked, nothing resolved.
-LOCKED := install --no-compile --no-deps --require-hashes
+LOCKED := install --no-user --no-compile --no-deps --require-hashes
 LOG := $(VENV)/set-up.log
 QUIETLY = >>$(LOG) 2>&1 || { tail -n 40 $(LOG) >&2; echo "set-up failed; all of it: $(LOG)" >&2; exit 1; }
 
 # What the user has set for Python and pytest stays out, and this folder comes first on the path.
+# Of pip's settings those stay that say where and how to fetch, not those that say what and whither.
+FETCHING := INDEX_URL EXTRA_INDEX_URL NO_INDEX FIND_LINKS TRUSTED_HOST PROXY CERT CLIENT_CERT \
+	TIMEOUT DEFAULT_TIMEOUT RETRIES CACHE_DIR NO_CACHE_DIR CONFIG_FILE KEYRING_PROVIDER
 unexport $(filter PYTHON% PYTEST%,$(.VARIABLES))
+unexport $(filter-out $(FETCHING:%=PIP_%),$(filter PIP_%,$(.VARIABLES)))
 export PYTHONPATH := $(CURDIR)
 export PYTHONNOUSERSITE := 1
 
 # The folder in which $(VENV) was last used; after a move or a copy it is another.
-MOVED = $(if $(wildcard $(PY)),$(shell [ "$$(cat $(VENV)/place 2>/dev/null)" = "$$(pwd -P)" ] || echo moved))
+MOVED = $(if $(wildcard $(VENV)/ready),$(shell [ "$$(cat $(VENV)/place 2>/dev/null)" = "$$(pwd -P)" ] || echo moved))
+
+# All targets but the list of them write here.
+ifneq ($(filter-out help,$(MAKECMDGOALS)),)
+ifneq ($(shell test -w . && echo yes),yes)
+$(error $(CURDIR) cannot be written; test it by pytest from an environment elsewhere, as the README says, or copy it)
+endif
+endif
 
 .DEFAULT_GOAL := help
-.PHONY: moved help book test run lab diffs serve bench mutate matrix lint lock clean
+.PHONY: set-up moved help book test run lab diffs serve bench mutate matrix lint lock clean
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is"
@@ -56,8 +71,10 @@ run: $(VENV)/ready ## run the chapters and store what they print and draw
 
 diffs: $(VENV)/lab-ready ## make git diff show notebooks as text
 
-lab: $(VENV)/lab-ready ## open the chapters in JupyterLab
-	@$(PY) -m jupyterlab chapters
+lab: $(VENV)/lab-ready ## open a copy of the chapters in JupyterLab, which an update leaves alone
+	@mkdir -p '$(FOLDER)'
+	@for chapter in chapters/*.ipynb; do test -e "$(FOLDER)/$${chapter##*/}" || cp "$$chapter" '$(FOLDER)'; done
+	@$(PY) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS) '$(FOLDER)'
 
 serve: book ## build the pages and serve them on this machine
 	@$(PY) -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
@@ -82,13 +99,6 @@ clean: ## remove what was built and what the chapters wrote (not .venv)
 
 # Set-up -----------------------------------------------------------------------------------------
 
-$(PY):
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: name a Python of 3.11 or newer, as in make PYTHON=/usr/bin/python3.11" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$$($(PYTHON) --version) is too old: the book needs 3.11 or newer, as in make PYTHON=python3.12" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make environments: on Debian and Ubuntu, apt install python3-venv" >&2; exit 1; }
-	@echo "set-up: creating $(VENV)"
-	@$(PYTHON) -m venv $(VENV)
-
 # This folder on the path, as seen from the packages, so that a move or a copy leaves it right; and
 # the folder's name in scripts, which hold it. None of the targets uses these scripts.
 define PLACE
@@ -108,24 +118,55 @@ export PLACE
 moved:
 	@$(PY) -c "$$PLACE"
 
-# Only the CPU build stands alone; the others bring their libraries along.
-$(VENV)/ready: requirements/book.txt pyproject.toml | $(PY) $(MOVED)
+# One `make` at a time sets up; another waits until it has.
+define ALONE
+import fcntl, subprocess, sys
+with open("Makefile") as file:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("set-up: another make is at it; waiting", flush=True)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    sys.exit(subprocess.call(sys.argv[1:]))
+endef
+export ALONE
+
+# The other has made $(VENV)/ready, perhaps; then there is nothing to do.
+$(VENV)/ready: requirements/book.txt pyproject.toml | $(MOVED)
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: name a Python of 3.11 or newer, as in make PYTHON=/usr/bin/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c "$$ALONE" sh -c 'for file in $^; do test $(VENV)/ready -nt $$file || exec $(MAKE) --no-print-directory set-up; done'
+
+# What stands in $(VENV) may be anybody's: of an old Python, without pip, broken.
+OLD_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+AGAIN := remove it (rm -rf $(VENV)) and call make again
+HAS_TORCH := -c 'from importlib.metadata import version as v; assert v("torch").split("+")[0] == "$(TORCH_VERSION)"'
+
+# Only the CPU build of PyTorch stands alone; the others bring their libraries along.
+set-up:
+	@test ! -L $(PY) || test -e $(PY) || { echo "$(VENV) is broken, its Python is gone: $(AGAIN)" >&2; exit 1; }
+	@test -e $(PY) || { \
+	$(PYTHON) $(OLD_ENOUGH) || { echo "$$($(PYTHON) --version) is too old: the book needs 3.11 or newer, as in make PYTHON=python3.12" >&2; exit 1; }; \
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make environments: on Debian and Ubuntu, apt install python3-venv" >&2; exit 1; }; \
+	echo "set-up: creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@$(PY) $(OLD_ENOUGH) || { echo "$(VENV) is of $$($(PY) --version), and the book needs 3.11 or newer: $(AGAIN)" >&2; exit 1; }
 	@: >$(LOG)
-	@$(PY) -c 'from importlib.metadata import version as v; assert v("torch").split("+")[0] == "$(TORCH_VERSION)"' 2>/dev/null || { echo "set-up: installing torch $(TORCH_VERSION) ($(TORCH))"; \
-	$(PIP) install --no-compile $(if $(filter cpu,$(TORCH)),--no-deps) --retries 2 --index-url https://download.pytorch.org/whl/$(TORCH) torch==$(TORCH_VERSION) $(QUIETLY); }
+	@$(PY) -m pip --version >/dev/null 2>&1 || { echo "set-up: giving $(VENV) a pip"; $(PY) -m ensurepip >>$(LOG) 2>&1; } || { echo "$(VENV) has no pip: $(AGAIN)" >&2; exit 1; }
+	@$(PY) $(HAS_TORCH) 2>/dev/null || { echo "set-up: installing torch $(TORCH_VERSION) ($(TORCH))"; \
+	$(PIP) install --no-user --no-compile $(if $(filter cpu,$(TORCH)),--no-deps) --retries 2 --index-url $(TORCH_INDEX) torch==$(TORCH_VERSION) $(QUIETLY); }
 	@echo "set-up: installing what requirements/book.txt pins"
 	@$(PIP) $(LOCKED) -r requirements/book.txt $(QUIETLY)
+	@$(PY) $(HAS_TORCH) 2>/dev/null || { echo "pip put the packages elsewhere than in $(VENV): look for target, prefix or root in pip config list" >&2; exit 1; }
 	@$(PY) -c "$$PLACE"
-	@touch $@
+	@touch $(VENV)/ready
 
 # How git turns a notebook into text. nbdime colours it, and offers no way not to.
 # Ids, counts and the numbers of cells would differ below every cell that is added.
-TEXTCONV = f() { $(PY) -m nbdime.nbshowapp --ignore-id --ignore-details "$$1" | sed -E "s/$$(printf "\033")\[[0-9;]*m//g; s/^(code|markdown) cell [0-9]+:/\1 cell:/"; }; f
+TEXTCONV = f() { test -x $(PY) || exec cat "$$1"; $(PY) -m nbdime.nbshowapp --ignore-id --ignore-details "$$1" | sed -E "s/$$(printf "\033")\[[0-9;]*m//g; s/^(code|markdown) cell [0-9]+:/\1 cell:/"; }; f
 
 $(VENV)/lab-ready: requirements/lab.txt $(VENV)/ready
 	@echo "set-up: installing what requirements/lab.txt pins"
 	@$(PIP) $(LOCKED) -r requirements/lab.txt $(QUIETLY)
-	@if git rev-parse --git-dir >/dev/null 2>&1; then git config diff.ipynb.textconv '$(TEXTCONV)'; fi
+	@if [ "$$(git rev-parse --show-toplevel 2>/dev/null)" = "$$(pwd -P)" ]; then git config diff.ipynb.textconv '$(TEXTCONV)'; fi
 	@touch $@
 
 $(VENV)/mutation-ready: requirements/mutation.txt $(VENV)/ready

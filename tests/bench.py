@@ -137,7 +137,7 @@ def measure(name, python, cores):
     }
     command = [python, "-m", "tests.bench", name, str(cores)]
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True
+        command, cwd=ROOT, env=environment, check=True, capture_output=True, encoding="utf-8"
     )
     return float(done.stdout.split()[-1])
 

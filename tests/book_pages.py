@@ -25,7 +25,7 @@ def build(tmp_path_factory):
     with FileLock(shared / "book.lock"):
         if not built.exists():
             command = [sys.executable, ROOT / "book" / "build.py", "--output", output]
-            run = subprocess.run(command, env=environment, capture_output=True, text=True)
+            run = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8")
             if run.returncode:
                 raise RuntimeError(run.stderr)
             built.touch()

@@ -104,7 +104,7 @@ def run(name, threads, files):
     command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"]
     command += files
     done = subprocess.run(
-        command, cwd=ROOT, env=environment(name, threads), capture_output=True, text=True
+        command, cwd=ROOT, env=environment(name, threads), capture_output=True, encoding="utf-8"
     )
     return done.returncode == 0, "\n".join(done.stdout.splitlines()[-15:])
 
@@ -143,7 +143,7 @@ def main():
     parser.add_argument("--only", nargs="+", metavar="NAME", help="units, or chapters by stem")
     asked = parser.parse_args()
     KEPT.parent.mkdir(exist_ok=True)
-    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    kept = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
     lock = Lock()
     end = time.monotonic() + 60 * asked.minutes
     # Runs of one thread share the cores; one of two threads has them to itself.
@@ -164,7 +164,7 @@ def main():
             with lock:
                 kept[label(task)] = {"key": key, "passed": passed}
                 whole = KEPT.with_suffix(".partial")
-                whole.write_text(json.dumps(kept, indent=1))
+                whole.write_text(json.dumps(kept, indent=1), encoding="utf-8")
                 os.replace(whole, KEPT)
             print(label(task), "passed" if passed else f"FAILED\n{report}", flush=True)
 

@@ -147,7 +147,11 @@ def test_every_reference_is_cited():
 
 
 def test_pages_do_not_know_where_they_were_built(site):
-    assert [p.name for p in book_pages.pages(site) if str(ROOT) in p.read_text("utf-8")] == []
+    assert [
+        p.name
+        for p in book_pages.pages(site)
+        if str(ROOT) in p.read_text("utf-8", encoding="utf-8")
+    ] == []
 
 
 # The chapters had these names once (commit 333c973), and a link to one must not be lost.
@@ -189,7 +193,7 @@ def test_the_address_comes_from_the_configuration_or_the_environment(tmp_path, m
 
     monkeypatch.setattr(build, "ROOT", tmp_path)
     text = 'a: 1\nrepository:\n  url: "https://example.org/set/"\n  branch: main\n'
-    (tmp_path / "_config.yml").write_text(text)
+    (tmp_path / "_config.yml").write_text(text, encoding="utf-8")
     assert build.repository({}) == "https://example.org/set"
 
 
@@ -209,7 +213,9 @@ def test_the_sources_of_a_build_hold_its_address(tmp_path, address):
     notebooks = sorted(tmp_path.glob("chapters/*.ipynb"))
     assert [path.name for path in notebooks] == [p.name for p in chapters()]
     for path, original in zip(notebooks, chapters(), strict=True):
-        cells, stored = (json.loads(p.read_text("utf-8"))["cells"] for p in (path, original))
+        cells, stored = (
+            json.loads(p.read_text("utf-8", encoding="utf-8"))["cells"] for p in (path, original)
+        )
         for cell, wanted in zip(cells[1:3], build.library_cells(address), strict=True):
             assert "".join(cell["source"]) == wanted["source"]
         assert cells[:1] + cells[3:] == stored[:1] + stored[3:]
@@ -235,7 +241,7 @@ def test_each_chapter_says_how_to_get_its_library(site):
 def test_files_name_no_machine():
     """No file of the project holds a path of the machine that it was written on."""
     listing = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
-    run = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run(listing, cwd=ROOT, capture_output=True, encoding="utf-8")
     if run.returncode:
         pytest.skip("not a git repository")
     machine = re.compile(rb"/wor[k]/|\.\./share[d]")

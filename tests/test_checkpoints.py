@@ -34,7 +34,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
 
 def test_the_sidecar_can_be_read(tmp_path):
     checkpoints.save(tmp_path / "model", small(), epochs=10)
-    sidecar = json.loads((tmp_path / "model.json").read_text())
+    sidecar = json.loads((tmp_path / "model.json").read_text(encoding="utf-8"))
     assert sidecar["recipe"] == {"epochs": 10}
     assert sidecar["weights"]["encoder.network.first.weight"] == "2 x 4"
     assert sidecar["made_with"]["torch"] == torch.__version__
@@ -52,11 +52,11 @@ def _flip(file):
 
 
 def _foreign(file):
-    file.write_text('{"epoch": 3}')
+    file.write_text('{"epoch": 3}', encoding="utf-8")
 
 
 def _no_json(file):
-    file.write_text("PK\x03\x04 not json")
+    file.write_text("PK\x03\x04 not json", encoding="utf-8")
 
 
 def _edited(file):

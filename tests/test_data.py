@@ -102,7 +102,7 @@ def test_a_file_that_is_no_mnist_says_so(tmp_path, kind):
     if kind == "truncated":
         file.write_bytes(MNIST.read_bytes()[:1_000_000])
     elif kind == "text":
-        file.write_text("404: Not Found")
+        file.write_text("404: Not Found", encoding="utf-8")
     else:
         np.savez(file, images=np.zeros(3))
     with pytest.raises(ValueError, match=r"expected an .npz .*Replace the file"):
@@ -257,7 +257,9 @@ def test_the_order_is_the_same_in_another_process():
         "import torch; from vae_lib.data import Batches;"
         "print(torch.cat(list(Batches(torch.arange(9), seed=3).epoch(2))).tolist())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True
+    )
     assert done.stdout.strip() == str(
         torch.cat(list(Batches(torch.arange(9), seed=3).epoch(2))).tolist()
     )

@@ -46,7 +46,9 @@ def test_a_divergence_is_the_mean_of_a_log_ratio(term):
 
 
 def test_the_page_gives_the_smallest_value_of_each_form():
-    rows = re.findall(r"^\| \d{4}-.*?\| \$(.*?)\$ \| (.*?) \| (\w+)", PAGE.read_text(), re.M)
+    rows = re.findall(
+        r"^\| \d{4}-.*?\| \$(.*?)\$ \| (.*?) \| (\w+)", PAGE.read_text(encoding="utf-8"), re.M
+    )
     assert len(rows) == 7
     for term, smallest, verdict in rows:
         values = form(term, 0.0, LOG_STD)

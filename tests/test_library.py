@@ -16,7 +16,7 @@ FILES = {
     for path in ROOT.rglob("*.py")
     if "assets" not in path.parts
 }
-TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
 # The order in which modules import one another, and the rooms around them, as the library says.
 CORE, ROOMS = (
@@ -75,14 +75,14 @@ def test_the_library_says_which_modules_it_has():
 
 
 def test_the_core_is_read_in_an_evening():
-    core = {name: code(FILES[name].read_text()) for name in [*CORE, "__init__"]}
+    core = {name: code(FILES[name].read_text(encoding="utf-8")) for name in [*CORE, "__init__"]}
     assert sum(core.values()) <= FEW["core"], core
     assert core["training"] <= FEW["training"]
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_no_module_is_long(name):
-    assert code(FILES[name].read_text()) <= FEW["a module"]
+    assert code(FILES[name].read_text(encoding="utf-8")) <= FEW["a module"]
 
 
 @pytest.mark.parametrize("name", CORE)

@@ -84,7 +84,7 @@ def requirements():
 
 
 def git(*command):
-    run = subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True)
+    run = subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, encoding="utf-8")
     return run.stdout
 
 

@@ -54,7 +54,7 @@ def pytest_runtest_protocol(item):
 
 def plugin(folder, source):
     """Write a plugin and return the options and the environment that load it."""
-    (folder / "theirs.py").write_text(source)
+    (folder / "theirs.py").write_text(source, encoding="utf-8")
     path = os.pathsep.join([str(folder), os.environ["PYTHONPATH"]])
     return ["-p", "theirs"], os.environ | {"PYTHONPATH": path}
 
@@ -67,7 +67,7 @@ def test_a_notebook_stays_together_and_in_order(tmp_path, options):
     results = run_pytest(tmp_path, *shuffle, *options, env=env)
     assert {name: text for name, (outcome, text, _) in results.items() if outcome != "passed"} == {}
     assert len(results) == 14
-    assert (tmp_path / "started").read_text() == "1\n1\n"  # nothing was run again
+    assert (tmp_path / "started").read_text(encoding="utf-8") == "1\n1\n"  # nothing was run again
 
 
 def test_a_rerun_has_a_kernel_of_its_own(tmp_path):
@@ -137,7 +137,7 @@ def test_a_kernel_with_another_library_is_refused(tmp_path):
     }
     kernel = tmp_path / "kernels" / "theirs" / "kernel.json"
     kernel.parent.mkdir(parents=True)
-    kernel.write_text(json.dumps(spec))
+    kernel.write_text(json.dumps(spec), encoding="utf-8")
     env = os.environ | {"JUPYTER_PATH": str(tmp_path)}
     results = run_pytest(tmp_path, "--nbval-kernel-name=theirs", env=env)
     outcome, text, _ = results["one, Cell 1"]

@@ -159,7 +159,9 @@ def run_pytest(folder, *options, asked=(), env=None):
     command = [sys.executable, "-m", "pytest", "-p", "tests.notebook_plugin", "-q"]
     command += ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={folder}", "-o", "cache_dir=.cache"]
     command += [f"--junitxml={report}", *options, *map(str, asked or [folder])]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, encoding="utf-8", timeout=200
+    )
     assert done.returncode in (0, 1), done.stdout + done.stderr
     results = {}
     for case in ElementTree.parse(report).iter("testcase"):
@@ -302,7 +304,7 @@ def test_pieces_of_a_stream_are_joined():
 
 def collected(*arguments):
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=100)
     return [line for line in done.stdout.splitlines() if "::" in line], done.stderr
 
 

@@ -61,12 +61,14 @@ def test_a_network_of_burda_still_scores_what_was_recorded(name):
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_a_recorded_run_belongs_to_its_script(script):
-    record = json.loads((RECORDED / f"{script.stem.replace('_', '-')}.json").read_text())
+    record = json.loads(
+        (RECORDED / f"{script.stem.replace('_', '-')}.json").read_text(encoding="utf-8")
+    )
     assert record["sha256"] == checksums([script, MNIST]), "the code changed: record again"
     assert record["runs"]
 
 
 def test_every_record_is_listed_under_provenance():
-    listed = (ROOT / "book" / "provenance.md").read_text()
+    listed = (ROOT / "book" / "provenance.md").read_text(encoding="utf-8")
     assert NAMES
     assert [name for name in NAMES if f"`{name}`" not in listed] == []

@@ -44,7 +44,7 @@ def measure(choice, folder):
 @pytest.fixture
 def script(tmp_path):
     file = tmp_path / "some_run.py"
-    file.write_text(SCRIPT)
+    file.write_text(SCRIPT, encoding="utf-8")
     return file
 
 
@@ -72,7 +72,7 @@ def test_runs_are_recorded_resumed_and_not_repeated(script, capsys):
     assert capsys.readouterr().out.count("some-run: ") == 2
 
     file = script.parent / "recorded" / "some-run.json"
-    stored = json.loads(file.read_text())
+    stored = json.loads(file.read_text(encoding="utf-8"))
     assert (stored["recipe"], stored["unit"]) == ("a recipe", "nats")
     before = file.read_bytes()
     record(script).run(measure, [whole, killed])
@@ -82,9 +82,11 @@ def test_runs_are_recorded_resumed_and_not_repeated(script, capsys):
 def test_a_record_belongs_to_the_code_that_made_it(script):
     made = record(script)
     made._add({"seed": 1}, {"wall_seconds": 1})
-    script.write_text(SCRIPT.replace("of them", "words").replace("Measure it.", "Or not."))
+    script.write_text(
+        SCRIPT.replace("of them", "words").replace("Measure it.", "Or not."), encoding="utf-8"
+    )
     assert record(script).runs() == [{"seed": 1, "wall_seconds": 1}]
-    script.write_text(SCRIPT.replace("SEEDS = 3", "SEEDS = 4"))
+    script.write_text(SCRIPT.replace("SEEDS = 3", "SEEDS = 4"), encoding="utf-8")
     with pytest.raises(ValueError, match=r"some-run.json: it was made by other code .* Delete it"):
         record(script)
 
@@ -105,7 +107,7 @@ def test_a_record_belongs_to_the_code_that_made_it(script):
 def test_code_is_what_is_left_without_comments_and_docstrings(script, old, new, same):
     assert old in SCRIPT
     before = checksums([script])
-    script.write_text(SCRIPT.replace(old, new))
+    script.write_text(SCRIPT.replace(old, new), encoding="utf-8")
     assert (checksums([script]) == before) is same
 
 

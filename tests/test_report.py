@@ -31,7 +31,7 @@ def run(folder, *options):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     command += ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={folder}", str(folder)]
     command += ["-p", "tests.notebook_plugin", "--all-cells", *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=200)
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,9 @@ def test_what_cannot_be_shown_is_refused(columns, options, words):
 def test_without_matplotlib_and_without_ipython():
     code = "import sys; from vae_lib import results; results.table({'a': [1.5]}); "
     code += "assert not {'matplotlib', 'IPython'} & set(sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True
+    )
     assert run.stdout.split() == ["a", "1.50"]
 
 

@@ -235,7 +235,9 @@ print(*killed.values())
 def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path, straight):
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", timeout=120, env=environment
+    )
     assert done.returncode == 0, done.stderr
     *digests, by_the_clock, in_a_write = done.stdout.split()
     assert set(digests) == {straight[0]}

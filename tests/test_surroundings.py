@@ -16,8 +16,6 @@ from tests.notebook_plugin import KERNEL, Kernel, kernel_options
 from tests.surroundings import ROOT, clean
 from tests.test_notebook_plugin import run_pytest
 
-MAKE = shutil.which("make")
-
 
 def checkout(folder):
     """Copy what a test of a notebook needs, without the data and what was compiled."""
@@ -32,7 +30,7 @@ def checkout(folder):
 
 def write(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -53,7 +51,7 @@ def chapter(folder, cells):
 
 def python(*arguments, **options):
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, **options)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=200, **options)
 
 
 # ------------------------------------------------------------------------------------ the library
@@ -74,7 +72,7 @@ def test_a_copy_is_tested_with_its_own_library(tmp_path):
     chapter(copy, [(RATE, "rate 2.0")])
     source = copy / "vae_lib" / "distributions.py"
     py_compile.compile(source, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
-    source.write_text(source.read_text() + PLANTED)
+    source.write_text(source.read_text(encoding="utf-8") + PLANTED, encoding="utf-8")
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = python("-m", "pytest", "-q", "chapters", cwd=copy, env=env)
     assert "is now -2.0" in done.stdout, done.stdout + done.stderr
@@ -248,57 +246,3 @@ def test_warnings_of_others_are_errors_in_the_pinned_run_only(tmp_path, strict):
     passed = [name.rpartition(", ")[2] for name, result in results.items() if result[0] == "passed"]
     theirs = [] if strict else ["Cell 1", "test_warns[vae_library]", "test_warns[numpy]"]
     assert sorted(passed) == sorted(["stored outputs", *theirs])
-
-
-# ------------------------------------------------------------------------------------ make
-
-
-@pytest.fixture
-def made(tmp_path):
-    """A folder that `make` takes to be set up, its environment empty."""
-    folder = tmp_path / "original"
-    (folder / "requirements").mkdir(parents=True)
-    for name in ("Makefile", "pyproject.toml", "requirements/book.txt"):
-        shutil.copy(ROOT / name, folder / name)
-    assert python("-m", "venv", "--without-pip", folder / ".venv").returncode == 0
-    (folder / ".venv" / "ready").touch()
-    make(folder)
-    return folder
-
-
-def make(folder, *arguments):
-    command = [MAKE, "-C", str(folder), *(arguments or [".venv/ready"])]
-    return subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
-
-
-@pytest.mark.skipif(not MAKE, reason="there is no make")
-def test_make_is_strict_and_keeps_settings_out(made):
-    shown = make(made, "--dry-run", "test").stdout
-    assert " -m pytest -W error " in shown
-    (made / "tests").mkdir()
-    code = "import os, sys; print(sys.path[0], sorted(n for n in os.environ if n[:3] == 'PYT'))"
-    write(made / "tests" / "run_chapters.py", code)
-    theirs = {"PYTHONOPTIMIZE": "1", "PYTEST_ADDOPTS": "--lf", "PYTHONSAFEPATH": "1"}
-    command = [MAKE, "-C", str(made), "run"]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | theirs)
-    assert f"{made} ['PYTHONNOUSERSITE', 'PYTHONPATH']" in done.stdout
-
-
-@pytest.mark.skipif(not MAKE, reason="there is no make")
-@pytest.mark.parametrize("move", [shutil.move, shutil.copytree], ids=["renamed", "copied"])
-def test_make_mends_a_folder_that_is_another(made, move, tmp_path):
-    other = tmp_path / "an other"
-    move(made, other, **({"symlinks": True} if move is shutil.copytree else {}))
-    make(other)
-    activate = other / ".venv" / "bin" / "activate"
-    assert str(other / ".venv") in activate.read_text()
-    assert str(made) not in activate.read_text()
-    code = "import sys; print(sys.path)"
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [other / ".venv" / "bin" / "python", "-P", "-c", code]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
-    assert repr(str(other)) in shown
-    assert repr(str(made)) not in shown
-    before = activate.stat().st_mtime_ns
-    assert make(other).stdout.count("\n") <= 3  # nothing is left to do
-    assert activate.stat().st_mtime_ns == before
