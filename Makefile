@@ -95,7 +95,7 @@ lint: $(VENV)/ready ## check the code with ruff
 	@$(PY) -m ruff check .
 
 clean: ## remove what was built and what the chapters wrote (not .venv)
-	@rm -rf _build outputs mutants book/_static/mathjax .pytest_cache .ruff_cache
+	@rm -rf _build outputs mutants .pytest_cache .ruff_cache
 
 # Set-up -----------------------------------------------------------------------------------------
 

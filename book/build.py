@@ -21,7 +21,7 @@ import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-MATHJAX = ROOT / "book" / "_static" / "mathjax"
+MATHJAX = Path("book", "_static", "mathjax")
 # One file typesets; it loads the fonts always, the rest when a formula or the reader asks for it.
 MATHJAX_FILES = [
     "tex-mml-chtml.js",
@@ -61,8 +61,8 @@ REDIRECT = """<!DOCTYPE html>
 LIBRARY_CELLS = ("library", "library-check")
 
 
-def copy_mathjax():
-    """Copy what the pages use of MathJax from the installed package into the static files."""
+def copy_mathjax(folder):
+    """Copy what the pages use of MathJax from the installed package into a folder."""
     package = importlib.util.find_spec("mathjax").submodule_search_locations[0]
     source = Path(package, "static", "mathjax", "es5")
     for pattern in MATHJAX_FILES:
@@ -70,10 +70,9 @@ def copy_mathjax():
         if not files:
             raise FileNotFoundError(f"the MathJax package holds no {pattern}")
         for file in files:
-            target = MATHJAX / file.relative_to(source)
-            if not target.exists() or target.stat().st_size != file.stat().st_size:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, target)
+            target = folder / file.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
 
 
 def repository(environment=os.environ):
@@ -146,7 +145,10 @@ def copy_sources(source, address):
     shutil.rmtree(source, ignore_errors=True)
     for folder in ("book", "chapters", "tests"):  # a page shows a piece of a test
         leave = shutil.ignore_patterns(".*", "__pycache__")
-        shutil.copytree(ROOT / folder, source / folder, ignore=leave)
+        shutil.copytree(ROOT / folder, source / folder, ignore=leave, copy_function=shutil.copyfile)
+    for path in source.rglob("*"):
+        if path.is_dir():
+            path.chmod(0o755)  # the checkout's may be read-only
     shutil.copyfile(ROOT / "_toc.yml", source / "_toc.yml")
     (source / "_config.yml").write_text(configuration(address), encoding="utf-8")
     cells = {cell["id"]: cell["source"] for cell in library_cells(address)}
@@ -170,9 +172,9 @@ def redirect(site, former, present):
 
 def build(output=ROOT):
     """Build into `output` and return its first page; raise RuntimeError if it fails."""
-    copy_mathjax()
     source, site = output / "_build" / "source", output / "_build" / "html"
     copy_sources(source, repository())
+    copy_mathjax(source / MATHJAX)
     # --all: a page that was built with a warning would not warn again, and so pass, the next time.
     command = [
         sys.executable, "-c", "from jupyter_book.cli.main import main; main()",

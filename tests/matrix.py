@@ -70,7 +70,6 @@ def tasks():
         for name in sets:
             for threads in THREADS:
                 yield name, threads, "units", repetition, UNITS, library + units
-    # A chapter writes to outputs/, so no chapter should run twice at the same time.
     for name in sets:
         for threads in THREADS:
             for chapter in CHAPTERS:

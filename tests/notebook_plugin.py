@@ -17,6 +17,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -171,6 +172,8 @@ class NotebookFile(IPyNbFile):
     def teardown(self):
         if hasattr(self.kernel, "km"):  # nbval deletes it when it stops a kernel
             self.kernel.stop()
+        if self.kernel is not None:
+            self.place.cleanup()
         self.kernel = None
 
     def collect(self):
@@ -194,10 +197,14 @@ class NotebookFile(IPyNbFile):
             options = self.config.option
             strict = "error" in (options.pythonwarnings or [])
             self.ran, self.timed_out = 0, False
+            # What a chapter writes goes to ../outputs, and a test leaves nothing in a checkout.
+            self.place = tempfile.TemporaryDirectory(prefix="vae-book-", ignore_cleanup_errors=True)
+            folder = Path(self.place.name, "chapters")
+            folder.mkdir()
             self.kernel = Kernel(
                 options.nbval_kernel_name or KERNEL,
                 options.nbval_kernel_startup_timeout,
-                kernel_options(self.path.parent, strict),
+                kernel_options(folder, strict),
             )
         for earlier in self.cells[self.ran : cell.cell_num - 1]:
             try:

@@ -5,6 +5,7 @@ import py_compile
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
@@ -246,3 +247,58 @@ def test_warnings_of_others_are_errors_in_the_pinned_run_only(tmp_path, strict):
     passed = [name.rpartition(", ")[2] for name, result in results.items() if result[0] == "passed"]
     theirs = [] if strict else ["Cell 1", "test_warns[vae_library]", "test_warns[numpy]"]
     assert sorted(passed) == sorted(["stored outputs", *theirs])
+
+
+# --------------------------------------------------------------------------- a read-only checkout
+
+WRITES = (
+    "from pathlib import Path\nPath('../outputs').mkdir()\nPath('../outputs/a').touch()\nprint(1.5)"
+)
+
+
+# Root may write to what is read-only, but for a root without its powers.
+POWERLESS = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+needs_powerless = pytest.mark.skipif(
+    os.name != "posix" or (os.geteuid() == 0 and not shutil.which("setpriv")),
+    reason="nothing can be made read-only for this user",
+)
+
+
+def powerless(command, **options):
+    """Run a command as a user who cannot write to what is read-only."""
+    command = [*(POWERLESS if os.geteuid() == 0 else []), *map(str, command)]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.run(command, **streams, encoding="utf-8", timeout=200, **options)
+
+
+@contextmanager
+def read_only(folder):
+    """Let nobody write to a folder and those in it."""
+    folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    for path in folders:
+        path.chmod(0o555)
+    yield
+    for path in folders:
+        path.chmod(0o755)
+
+
+@needs_powerless
+def test_a_checkout_that_cannot_be_written_is_tested(tmp_path):
+    folder = checkout(tmp_path / "book")
+    chapter(folder, [(WRITES, "1.5")])
+    for name in ("_toc.yml", "_config.yml"):
+        shutil.copy(ROOT / name, folder)
+    output = tmp_path / "output"
+    output.mkdir()
+    build = "from pathlib import Path; from book import build; build.copy_sources(Path('s'), '')"
+    here = os.environ | {"PYTHONPATH": str(folder), "HOME": "/nonexistent"}
+    with read_only(folder):
+        command = [sys.executable, "-m", "pytest", "-q", folder / "chapters"]
+        done = powerless(command, cwd=folder, env=here)
+        assert done.returncode == 0, done.stdout
+        done = powerless([sys.executable, "-c", build], cwd=output, env=here)
+        assert done.returncode == 0, done.stdout
+    assert not [p for p in folder.rglob("*") if p.name in ("outputs", "__pycache__", ".cache")]
+    (output / "s" / "book" / "_static").mkdir(exist_ok=True)
+    (output / "s" / "book" / "new").touch()
+    assert (output / "s" / "book").stat().st_mode & 0o200
