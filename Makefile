@@ -49,7 +49,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: set-up moved help book test run lab diffs serve bench mutate matrix lint lock clean
+.PHONY: set-up moved help book test run lab diffs serve bench mutate matrix elsewhere lint lock clean
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is"
@@ -90,6 +90,9 @@ mutate: $(VENV)/mutation-ready ## break the library on purpose and list what no 
 
 matrix: $(VENV)/ready ## run the tests on older instruction sets, with one thread and with two
 	@$(PY) -m tests.matrix --minutes $(MINUTES) --jobs $(JOBS) $(ARGS)
+
+elsewhere: $(VENV)/ready ## test the oldest and the newest versions that pyproject.toml allows
+	@OMP_NUM_THREADS=1 $(PY) -m tests.elsewhere --torch $(TORCH_VERSION) $(ARGS)
 
 lint: $(VENV)/ready ## check the code with ruff
 	@$(PY) -m ruff check .
