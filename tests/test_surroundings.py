@@ -111,6 +111,16 @@ def test_another_library_is_refused():
             surroundings.check_library("The kernel theirs", file)
 
 
+def test_another_package_of_tests_is_not_met(tmp_path):
+    folder = checkout(tmp_path / "book")
+    chapter(folder, [("import tests\nprint(tests.__file__ is not None)", "True")])
+    for name in ("tests", "book"):  # some packages install one of their own
+        write(tmp_path / "site" / name / "__init__.py", "raise RuntimeError('not this one')")
+    env = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    done = python("-P", "-m", "pytest", "-q", folder / "chapters", cwd=folder, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_stripped_assertions_are_refused(tmp_path):
     write(tmp_path / "test_false.py", "def test_false(): assert False")
     env = os.environ | {"PYTHONOPTIMIZE": "1"}
