@@ -53,7 +53,7 @@ endif
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is"
-	@sed -n 's/^\([a-z]*\):.*## /\1 /p' Makefile | awk '{t = $$1; $$1 = ""; printf "  %-6s%s\n", t, $$0}'
+	@sed -n 's/^\([a-z]*\):.*## /\1 /p' Makefile | awk '{t = $$1; $$1 = ""; printf "  %-10s%s\n", t, $$0}'
 	@echo "Variables, set as in make book TORCH=cu126:"
 	@sed -n '/^# /{h;d;};/^[A-Z]* ?=/{s/ ?=.*//;G;s/\n# / /p;}' Makefile | awk '{t = $$1; $$1 = ""; printf "  %-11s%s\n", t, $$0}'
 

@@ -148,9 +148,7 @@ def test_every_reference_is_cited():
 
 def test_pages_do_not_know_where_they_were_built(site):
     assert [
-        p.name
-        for p in book_pages.pages(site)
-        if str(ROOT) in p.read_text("utf-8", encoding="utf-8")
+        p.name for p in book_pages.pages(site) if str(ROOT) in p.read_text(encoding="utf-8")
     ] == []
 
 
@@ -214,7 +212,7 @@ def test_the_sources_of_a_build_hold_its_address(tmp_path, address):
     assert [path.name for path in notebooks] == [p.name for p in chapters()]
     for path, original in zip(notebooks, chapters(), strict=True):
         cells, stored = (
-            json.loads(p.read_text("utf-8", encoding="utf-8"))["cells"] for p in (path, original)
+            json.loads(p.read_text(encoding="utf-8"))["cells"] for p in (path, original)
         )
         for cell, wanted in zip(cells[1:3], build.library_cells(address), strict=True):
             assert "".join(cell["source"]) == wanted["source"]

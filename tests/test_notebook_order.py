@@ -61,7 +61,8 @@ def plugin(folder, source):
 
 @pytest.mark.parametrize("options", [[], ["-n2"]], ids=str)
 def test_a_notebook_stays_together_and_in_order(tmp_path, options):
-    once = f"{FIRST}\nwith open('started', 'a') as file:\n    print(n, file=file)"
+    started = str(tmp_path / "started")
+    once = f"{FIRST}\nwith open({started!r}, 'a') as file:\n    print(n, file=file)"
     stored(tmp_path, one=counting(cell_1=once), two=counting(cell_1=once))
     shuffle, env = plugin(tmp_path, SHUFFLE)
     results = run_pytest(tmp_path, *shuffle, *options, env=env)
