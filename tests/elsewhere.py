@@ -7,7 +7,6 @@ another: its builds are large.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tomllib
@@ -43,7 +42,6 @@ def environment(name, python, torch):
         wanted = [line.replace(">=", "==") for line in wanted]
     pip = [str(interpreter), "-m", "pip", "-q", "--disable-pip-version-check", "install"]
     upgrade = ["--upgrade", "--upgrade-strategy", "eager"]
-    subprocess.run([*pip, "--no-deps", f"torch=={torch}"], check=True)
     subprocess.run([*pip, *upgrade, f"torch=={torch}", *wanted], check=True)
     return interpreter
 
@@ -88,7 +86,7 @@ def rows(reports):
     print("|---" * (len(SHOWN) + 4) + "|")
     pinned = compare.read(reports["pinned"][0])
     for name, (file, passed, said) in reports.items():
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = compare.read(file)
         versions = [found["environment"][package] for package in ("python", *SHOWN)]
         moved, _ = compare.compare(pinned, found)
         outcome = "passed" if passed else "FAILED"
