@@ -32,6 +32,8 @@ FLOAT = re.compile(
     r"[ \t]*(?<![\w.#])([-+]?(?:\d+(?:,\d{3})*\.\d+(?:e[-+]?\d+)?|\d+\.?e[-+]?\d+))(?!\d|\.\d)",
     re.IGNORECASE,
 )
+# An absolute path: `/home/ada/1.5`, `C:\Users\ada`, `\\host\share`.
+PATH = re.compile(r"""(?<![\w.:/\\])(?:[a-z]:[/\\]|\\\\|/)[^\s/\\'"][^\s'"]*""", re.IGNORECASE)
 
 
 def differences(reference_outputs, new_outputs, rtol=RTOL):
@@ -62,7 +64,8 @@ def reduced(outputs):
     """Return outputs without their words and pixels: enough to compare two runs with `apart`.
 
     Of each text a hash of its words and its floats are left, of each picture what was drawn,
-    texts in it reduced as well. So nothing of a path or a name is kept, whatever was printed.
+    texts in it reduced as well. So nothing of a path or a name is kept, whatever was printed: all
+    absolute paths count as the same, because each machine has its own.
     """
     kinds = _by_kind(outputs)
     drawn = [metadata.get("vae_book", {}).get("fingerprint") for _, metadata in kinds["image/png"]]
@@ -72,7 +75,7 @@ def reduced(outputs):
 
 def _bare(value):
     if isinstance(value, str):
-        words, floats = _parted(value)
+        words, floats = _parted(PATH.sub("<path>", value))
         digest = hashlib.sha256(words.encode()).hexdigest()[:16]
         return {"words": f"#{digest}", "floats": floats}  # behind a # nothing counts as a float
     if isinstance(value, dict):

@@ -20,7 +20,7 @@ from tests.test_notebook_plugin import ROOT, SETUP, new_code_cell, new_output
 
 CELLS = {
     "a number": "print('elbo -104.32')",
-    "a path": "import os; print(os.getcwd(), 1.25)",
+    "a path": "import os; print(os.getcwd(), '/home/run-315e0.5/9.75', 'C:\\\\a-2.5', 1.25)",
     "a table": "from vae_lib import results\nresults.table({'a': [1.25, 2.5], 'b': [3, 4]})",
     "a figure": "draw(np.sin(x))",
 }
