@@ -140,7 +140,8 @@ def train(chosen) -> None:
     names = [name for name in DEFAULTS if hasattr(chosen, name)]
     settings = {name: getattr(chosen, name) for name in names}
     folder = Path(chosen.output or Path("runs") / _name(chosen.source))
-    if (folder / "recipe.json").is_file():
+    new = not (folder / "recipe.json").is_file()
+    if not new:
         run = Run.open(folder)
         run.agree(chosen.source, **settings)
     else:
@@ -148,7 +149,7 @@ def train(chosen) -> None:
     pictures = run.data.pictures
     print(run.data)
     _list_skipped(pictures.skipped)
-    if chosen.size is None and chosen.source != MNIST:
+    if new and chosen.size is None and chosen.source != MNIST:
         print(f"each brought to {run.size}; --size chooses another")
     seen = run.epochs
     if seen:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vae_lib import checkpoints, images
+from vae_lib import images
 from vae_lib.convolutional import conv_vae
 from vae_lib.data import binarize, load_mnist, quantize
 from vae_lib.images import Pictures
@@ -167,10 +167,9 @@ class Recipe:
                 "again into another folder."
             ) from error
 
-    def write(self, file: Path) -> None:
-        """Write the recipe as JSON, whole or not at all."""
-        content = json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
-        checkpoints.write({file: f"{content}\n".encode()})
+    def content(self) -> bytes:
+        """Return the recipe as JSON, as `read` takes it."""
+        return (json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n").encode()
 
     def model(self) -> VAE:
         """Build the model, with its first weights."""

@@ -120,8 +120,8 @@ class Run:
         options = {"size": size, "channels": channels, "background": recipe.background}
         data = Data.load(source, held_out=recipe.held_out, seed=recipe.seed, **options)
         run = cls(folder, replace(recipe, **data.facts()), data)
-        checkpoints.write({folder / "pictures.csv": data.table()})
-        run.recipe.write(folder / "recipe.json")
+        recipe = {folder / "recipe.json": run.recipe.content()}
+        checkpoints.write(recipe | {folder / "pictures.csv": data.table()})
         return run
 
     @classmethod
@@ -238,7 +238,7 @@ class Run:
         self.recipe = recipe = replace(recipe, epochs=epochs)
         batches, model = self._batches(), recipe.model().to(device(recipe.device))
         self._model = model
-        recipe.write(self.folder / "recipe.json")
+        checkpoints.write({self.folder / "recipe.json": recipe.content()})
         state = State(self.folder / "state.safetensors", every=EVERY)
         options = {"learning_rate": recipe.learning_rate, "clip": recipe.clip}
         options |= {"seed": recipe.seed, "state": state}
