@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from vae_lib.convolutional import ConvDecoder, ConvEncoder, conv_vae, feature_shapes
+from vae_lib.convolutional import (
+    GAIN,
+    LOG_SCALES,
+    ConvDecoder,
+    ConvEncoder,
+    conv_vae,
+    feature_shapes,
+)
 from vae_lib.data import Batches, quantize
 from vae_lib.distributions import Bernoulli, DiagonalGaussian, DiscretizedLogistic
 from vae_lib.evaluation import held_out_elbo, log_likelihood
@@ -106,6 +113,39 @@ def test_log_scales_are_held_however_far_the_network_goes(sign):
         model.decoder.network.network.steps[-1].convolution.bias[3:] = sign * 1e6
     log_scale = model.decoder(torch.zeros(1, 5)).log_scale
     assert log_scale.unique().tolist() == [-8 if sign < 0 else 3]
+
+
+def test_the_limits_of_the_log_scale_are_what_their_comment_says():
+    low, high = LOG_SCALES
+    grey = torch.tensor([100 / 255])
+    narrow = DiscretizedLogistic(grey, torch.tensor([low]))
+    assert narrow.log_prob(grey).exp().item() == pytest.approx(0.99, abs=0.005)
+    assert math.pi / math.sqrt(3) * math.exp(high) > 30
+    assert math.pi / math.sqrt(3) * math.exp((low + high) / 2) == pytest.approx(0.15, abs=0.002)
+
+
+def test_weights_make_up_for_what_the_nonlinearity_shortens():
+    """The mean square of a SiLU of normal numbers, and the spread of weights that undoes it."""
+    x = torch.linspace(-10, 10, 20_001, dtype=torch.float64)
+    density = torch.exp(-0.5 * x**2) / math.sqrt(2 * math.pi)
+    square = (torch.nn.functional.silu(x) ** 2 * density).sum() * 1e-3
+    assert abs(GAIN**-2 - square.item()) < 5e-4
+    generator = torch.Generator().manual_seed(0)
+    down, up = ConvEncoder((3, 16, 8), 64, generator), ConvDecoder((3, 16, 8), 5, 64, 1, generator)
+    # Down: 3 x 3 pixels of 64 channels. Up: of 4 weights (of 3, where a side stays) 2 (3) meet.
+    for layer, inputs in ((down.steps[1], 64 * 9), (up.steps[0], 128 * 2 * 3)):
+        spread = layer.convolution.weight.std().item()
+        assert spread == pytest.approx(GAIN / math.sqrt(inputs), rel=0.01)
+
+
+def test_the_way_up_draws_no_checkerboard():
+    """With weights that are all the same, an even picture stays even, away from its border."""
+    step = ConvDecoder((1, 16, 8), 5, 2).steps[0]
+    with torch.no_grad():
+        step.convolution.weight.fill_(1)
+        inner = step(torch.ones(1, 4, 4, 4))[..., 1:-1, 1:-1]
+    assert inner.shape == (1, 2, 6, 2)
+    assert inner.unique().numel() == 1
 
 
 def test_channels_and_rows_are_where_an_image_has_them():
