@@ -122,6 +122,12 @@ def test_another_setting_is_named(source, trained):
         trained.agree("mnist")
 
 
+def test_epochs_are_as_many_as_it_takes(source, tmp_path):
+    settings = {name: value for name, value in SMALL.items() if name != "epochs"}
+    assert Run.create(tmp_path / "a", source, **settings).recipe.epochs == 200
+    assert Run.create(tmp_path / "b", source, **settings, epochs=3).recipe.epochs == 3
+
+
 def test_fewer_epochs_than_there_were(trained):
     with pytest.raises(ValueError, match=r"^epochs: .* has 2 already, got 1"):
         Run.open(trained.folder).train(1)

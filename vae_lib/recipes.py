@@ -39,13 +39,14 @@ DEFAULTS = {
     "batch_size": 64,
     "learning_rate": 1e-3,
     "clip": 1000.0,
-    "epochs": 20,
+    "epochs": None,  # as `enough` says
     "seed": 0,
     "device": "cpu",
 }
 FIXED_MNIST = {"size": 28, "channels": 1, "background": "black", "held_out": 1 / 7}
 FIXED_MNIST |= {"likelihood": "bits", "clip": None}
 DEFAULTS_MNIST = FIXED_MNIST | {"latents": 5, "width": 500, "batch_size": 100, "epochs": 10}
+STEPS = 2000  # of a training that is neither a glance nor a night
 LONGEST = 128  # pixels of a side
 
 
@@ -270,6 +271,21 @@ class Data:
         rows = [(name, "held out" if row in held else "learnt from") for row, name in names]
         rows += [(name, f"skipped: {why}") for name, why in self.pictures.skipped]
         return table(["name", "use"], rows)
+
+
+def enough(pictures: int, batch_size: int) -> int:
+    """Say how many epochs to train for unless told: about 2,000 steps, in 20 to 200 epochs.
+
+    Arguments:
+        pictures: How many are learnt from.
+        batch_size: Of them in a step.
+
+    Example:
+        >>> enough(50, 64), enough(2187, 64), enough(100_000, 64)
+        (200, 58, 20)
+    """
+    steps = -(-pictures // batch_size)
+    return min(200, max(20, -(-STEPS // steps)))
 
 
 def described(pictures: Pictures) -> str:

@@ -34,6 +34,7 @@ from vae_lib.recipes import (
     MNIST,
     Data,
     Recipe,
+    enough,
     located,
     mnist,
     table,
@@ -113,13 +114,15 @@ class Run:
             )
         known = DEFAULTS | (DEFAULTS_MNIST if source == MNIST else {}) | given
         size, channels = _sides(known.pop("size")), known.pop("channels")
-        blank = {"count": 3, "pictures": "0" * 64, "split": "0" * 64}
+        epochs = known.pop("epochs")
+        blank = {"count": 3, "pictures": "0" * 64, "split": "0" * 64, "epochs": epochs or 1}
         # What cannot be is refused before minutes of loading.
         recipe = Recipe(source=source, shape=(channels or 1, *size), **blank, **known)
         device(recipe.device)
         options = {"size": size, "channels": channels, "background": recipe.background}
         data = Data.load(source, held_out=recipe.held_out, seed=recipe.seed, **options)
-        run = cls(folder, replace(recipe, **data.facts()), data)
+        epochs = epochs or enough(len(data.learnt), recipe.batch_size)
+        run = cls(folder, replace(recipe, epochs=epochs, **data.facts()), data)
         recipe = {folder / "recipe.json": run.recipe.content()}
         checkpoints.write(recipe | {folder / "pictures.csv": data.table()})
         return run
@@ -369,11 +372,11 @@ class Run:
 
     @torch.no_grad()
     def decode(self, z: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Return the mean of p(x given z), or draw from it with a generator on the CPU.
+        """Return the mean of p(x given z), or draw from it.
 
         Arguments:
             z: Shape (n, latents).
-            generator: Of the draws; None returns the mean.
+            generator: Of the draws, on the device of the model; None returns the mean.
 
         Returns:
             Floats from 0 to 1, shape (n, channels x height x width), on the CPU.
