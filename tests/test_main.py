@@ -172,7 +172,9 @@ def test_score(source, trained, tmp_path, capsys):
     assert scores["bits"] == pytest.approx(mean_and_error, abs=1e-4)
     assert size(sheet) == (3 * 64 + 2 * 2, 2 * 64 + 2)
     assert main(["score", str(trained), str(source), "--samples", "2"]) == 0
-    assert capsys.readouterr().out.startswith("12 pictures, 8 x 8, 3 channels, of ")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("12 pictures, 8 x 8, 3 channels, of ")
+    assert lines[1].startswith("skipped notes.txt: ")
     (trained / "worst.png").unlink()
 
 

@@ -188,6 +188,7 @@ def score(chosen) -> None:
     found = run.score(pictures, samples=chosen.samples)
     where = "held out" if chosen.source is None else f"of {chosen.source}"
     print(f"{described(pictures)}, {where}")
+    _list_skipped([] if chosen.source is None else pictures.skipped)
     print(f"ELBO                {found.elbo} nats")
     print(f"log-likelihood      {found.likelihood} nats, from {chosen.samples} samples each")
     if found.bits is None:
