@@ -124,7 +124,7 @@ def test_another_setting_is_named(source, trained):
 
 def test_epochs_are_as_many_as_it_takes(source, tmp_path):
     settings = {name: value for name, value in SMALL.items() if name != "epochs"}
-    assert Run.create(tmp_path / "a", source, **settings).recipe.epochs == 200
+    assert Run.create(tmp_path / "a", source, **settings).recipe.epochs == 60
     assert Run.create(tmp_path / "b", source, **settings, epochs=3).recipe.epochs == 3
 
 

@@ -325,7 +325,7 @@ def _add_train(one) -> None:
     one.add_argument("source", metavar="SOURCE", help="a folder, a .zip, or mnist")
     one.add_argument("-o", "--output", metavar="RUN", help="default: runs/ and the source's name")
     text = "how often to go through the pictures in all (default: what makes 2,000 steps, but 20 "
-    text += f"to 200; mnist {digits['epochs']})"
+    text += f"to 60; mnist {digits['epochs']})"
     one.add_argument("--epochs", type=whole, help=text)
     option("--size", "32, or 24x48: height x width, 8 to 128 each", type=sides)
     help_ = "1 grey, 3 colour, 4 with alpha (default: 1 if all are grey, else 3)"
