@@ -8,6 +8,7 @@ of threads, the instruction set. What says where packages lie stays too, after t
 import importlib.util
 import os
 import site
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +69,18 @@ def prepare():
     found = importlib.util.find_spec("vae_lib")
     check_library("Python", found and found.origin)
     _drop_compiled()
+    reset_torch()
+
+
+def reset_torch():
+    """Undo what a start-up file such as sitecustomize.py has set in PyTorch; else it is unloaded."""
+    if torch := sys.modules.get("torch"):
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+        torch.set_float32_matmul_precision("highest")
+        torch.set_grad_enabled(True)
+        torch.use_deterministic_algorithms(False)
+        torch.set_printoptions(profile="default")
 
 
 def check_library(who, file):

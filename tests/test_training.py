@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from tests.oracles import best_probabilistic_pca, probabilistic_pca
-from vae_lib.data import Batches
+from vae_lib.data import Batches, hold_out
 from vae_lib.distributions import DiagonalGaussian
-from vae_lib.model import VAE, GaussianDecoder, StandardNormal, dense_vae
+from vae_lib.evaluation import held_out_elbo
+from vae_lib.model import VAE, GaussianDecoder, GaussianMixture, StandardNormal, dense_vae
 from vae_lib.networks import linear
 from vae_lib.objectives import elbo, log_weights
 from vae_lib.states import State
@@ -373,3 +374,19 @@ def test_training_is_in_training_mode_and_leaves_the_mode_as_it_was():
 def test_what_cannot_be_meant_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         train(small(), **{"batches": Batches(images()), "epochs": 1, **change})
+
+
+def test_another_default_device_changes_nothing():
+    """The device "meta" has no numbers, so that whatever is made on it by mistake fails."""
+
+    x = images(80)
+
+    def result():
+        model = small()
+        model.prior = GaussianMixture(2, 3)
+        seen, held_out = hold_out(x, 20)
+        return train(model, Batches(seen, 20), epochs=2), held_out_elbo(model, held_out).elbo.mean
+
+    with torch.device("meta"):
+        found = result()
+    assert found == result()

@@ -204,7 +204,8 @@ class State:
 def described(batches: Batches) -> dict:
     """Return what the order and the content of batches depend on; of the images, a sample."""
     images = batches.images
-    rows = images[torch.linspace(0, len(images) - 1, 16).long().to(images.device)]
+    sample = torch.linspace(0, len(images) - 1, 16, device="cpu").long()
+    rows = images[sample.to(images.device)]
     content = rows.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
     return {
         "images": f"{tuple(images.shape)} {hashlib.sha256(content).hexdigest()[:12]}",
