@@ -12,6 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
 
+from vae_lib.arguments import kind, whole
 from vae_lib.fingerprints import fingerprint
 
 __all__ = [
@@ -151,15 +152,13 @@ def image_sheet(images, columns=10, *, side=28, row_labels=None, title=None):
         (9, 14)
     """
     images = _checked_images(images, side)
-    if columns < 1:
-        raise ValueError(f"columns must be at least 1, got {columns}; give the images of one row")
-    columns = min(columns, len(images))
+    columns = min(whole("columns", columns), len(images))
     sheet = _tile(images, columns)
     rows = -(-len(images) // columns)
     if row_labels is not None and len(row_labels) != rows:
         raise ValueError(
-            f"row_labels must hold one string for each of the {rows} rows, got {len(row_labels)}; "
-            "change columns or the labels"
+            f"row_labels: expected one string for each of the {rows} rows, got {len(row_labels)}. "
+            "Change columns or the labels."
         )
     inches = min(0.62, 5.8 / columns)  # of one image, so that ten fill the page
     extra = (0.9 if row_labels else 0.0, 0.35 if title else 0.0)
@@ -198,16 +197,19 @@ def curves(series, *, xlabel, ylabel, colors=None, dashed=(), title=None):
         'epoch'
     """
     if not series:
-        raise ValueError("series must hold at least one {label: (x, y)}, got none; add a curve")
-    fig, ax = plt.subplots()
-    for label, (x, y) in series.items():
-        x, y = _array(x), _array(y)
+        raise ValueError("series: expected at least one {label: (x, y)}, got none. Add a curve.")
+    drawn = {
+        label: [_array(f"series[{label!r}]", values) for values in (x, y)]
+        for label, (x, y) in series.items()
+    }
+    for label, (x, y) in drawn.items():
         if x.ndim != 1 or x.shape != y.shape:
-            plt.close(fig)
             raise ValueError(
-                f"series[{label!r}] must be x and y of shape (n,), got {x.shape} and {y.shape}; "
-                "give one y for each x"
+                f"series[{label!r}]: expected x and y of shape (n,), got {x.shape} and {y.shape}. "
+                "Give one y for each x."
             )
+    fig, ax = plt.subplots()
+    for label, (x, y) in drawn.items():
         style = "--" if label in dashed else "-"
         ax.plot(x, y, style, color=(colors or {}).get(label), label=label)
     ax.set(xlabel=xlabel, ylabel=ylabel)
@@ -218,23 +220,31 @@ def curves(series, *, xlabel, ylabel, colors=None, dashed=(), title=None):
     return fig
 
 
-def _array(values):
+def _array(name, values):
     """Return a list, an array or a tensor as a float array."""
     if hasattr(values, "detach"):  # a tensor, perhaps on a graph or on another device
         values = values.detach().cpu().numpy()
-    return np.asarray(values, dtype=float)
+    try:
+        return np.asarray(values, dtype=float)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name}: expected numbers, got {kind(values)} that holds something else. Give an "
+            "array, a tensor or lists of one length."
+        ) from None
 
 
 def _checked_images(images, side):
     """Return the images with shape (n, side, side)."""
-    images = _array(images)
+    images, side = _array("images", images), whole("side", side)
     if not (images.shape[1:] in [(side * side,), (side, side)] and len(images)):
         raise ValueError(
-            f"images must have shape (n, {side * side}) or (n, {side}, {side}) with n at least 1, "
-            f"got {images.shape}; reshape them, or set side"
+            f"images: expected shape (n, {side * side}) or (n, {side}, {side}) with n at least 1, "
+            f"got {images.shape}. Reshape them, or set side."
         )
     if not np.isfinite(images).all():
-        raise ValueError("images must be finite, got nan or inf; look at what made them")
+        raise ValueError(
+            "images: expected finite numbers, got NaN or infinity. Look at what made them."
+        )
     return images.reshape(-1, side, side)
 
 
