@@ -73,7 +73,7 @@ def prepare():
 
 
 def reset_torch():
-    """Undo what a start-up file such as sitecustomize.py has set in PyTorch; else it is unloaded."""
+    """Undo what a start-up file, such as sitecustomize.py, has set in PyTorch if it loaded it."""
     if torch := sys.modules.get("torch"):
         torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)

@@ -179,10 +179,10 @@ def test_a_sheet_refuses_what_it_cannot_draw():
         image_sheet(np.zeros((4, 784)), columns=2, row_labels=["a"])
     with pytest.raises(ValueError, match="columns: expected at least 1, got 0"):
         image_sheet(np.zeros((4, 784)), columns=0)
-    with pytest.raises(ValueError, match="side: expected a whole number, got 2.0"):
+    with pytest.raises(ValueError, match=r"side: expected a whole number, got 2\.0"):
         image_sheet(np.zeros((4, 4)), side=2.0)
     for wrong in ("digits", [[0.0], [0.0, 1.0]], [None, {}], object()):
-        with pytest.raises(ValueError, match="images: expected (numbers|shape)"):
+        with pytest.raises(ValueError, match=r"images: expected (numbers|shape)"):
             image_sheet(wrong)
 
 
