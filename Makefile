@@ -29,11 +29,11 @@ LOCKED := install --no-user --no-compile --no-deps --require-hashes
 LOG := $(VENV)/set-up.log
 QUIETLY = >>$(LOG) 2>&1 || { tail -n 40 $(LOG) >&2; echo "set-up failed; all of it: $(LOG)" >&2; exit 1; }
 
-# What the user has set for Python and pytest stays out, and this folder comes first on the path.
+# What the user has set for Python, pytest and git stays out, and this folder comes first on the path.
 # Of pip's settings those stay that say where and how to fetch, not those that say what and whither.
 FETCHING := INDEX_URL EXTRA_INDEX_URL NO_INDEX FIND_LINKS TRUSTED_HOST PROXY CERT CLIENT_CERT \
 	TIMEOUT DEFAULT_TIMEOUT RETRIES CACHE_DIR NO_CACHE_DIR CONFIG_FILE KEYRING_PROVIDER
-unexport $(filter PYTHON% PYTEST%,$(.VARIABLES))
+unexport $(filter PYTHON% PYTEST% GIT_%,$(.VARIABLES))
 unexport $(filter-out $(FETCHING:%=PIP_%),$(filter PIP_%,$(.VARIABLES)))
 export PYTHONPATH := $(CURDIR)
 export PYTHONNOUSERSITE := 1

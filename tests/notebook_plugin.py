@@ -312,6 +312,10 @@ def pytest_configure(config):
         raise pytest.UsageError(str(error)) from None
 
 
+def pytest_sessionstart():
+    surroundings.forget_this_call()
+
+
 def pytest_collect_file(file_path, parent):
     if file_path.suffix == ".ipynb":
         return NotebookFile.from_parent(parent, path=file_path)

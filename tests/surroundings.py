@@ -14,8 +14,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # One thread a process, and none that spins: several processes share the processors.
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-# Settings of Python, IPython, matplotlib, tqdm and PyTorch begin with these.
+# Settings of Python, IPython, matplotlib, tqdm and PyTorch begin with these, and those of make and
+# git, which a make or a git that has called us sets for those that it calls.
 SETTINGS = ("PYTHON", "IPYTHON", "MPL", "MATPLOTLIB", "TQDM_", "TORCH", "PYTORCH", "NVIDIA_TF32_")
+SETTINGS += ("MAKE", "MFLAGS", "GIT_")
+# What the terminal is like, and how pytest was called, is for this pytest alone.
+THIS_CALL = ("FORCE_COLOR", "NO_COLOR", "PY_COLORS", "CLICOLOR", "CLICOLOR_FORCE", "COLUMNS")
+THIS_CALL += ("LINES", "PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD")
 # What only says where files lie.
 HARMLESS = {
     "PYTHONHOME",
@@ -81,6 +86,12 @@ def reset_torch():
         torch.set_grad_enabled(True)
         torch.use_deterministic_algorithms(False)
         torch.set_printoptions(profile="default")
+
+
+def forget_this_call():
+    """Keep from other processes what pytest was told in the environment, and has read by now."""
+    for name in THIS_CALL:
+        os.environ.pop(name, None)
 
 
 def check_library(who, file):

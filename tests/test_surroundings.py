@@ -239,10 +239,33 @@ def test_a_kernel_reads_no_configuration(tmp_path, hostile):
         ("PYTHONSAFEPATH", False),
         ("TQDM_ASCII", False),
         ("TORCH_LOGS", False),
+        ("MAKEFLAGS", False),
+        ("GIT_DIR", False),
+        ("FORCE_COLOR", True),
     ],
 )
 def test_what_stays_in_the_environment(name, stays):
     assert (clean({name: "1"}).get(name) == "1") is stays
+
+
+NESTED = """
+import os, subprocess, sys
+def test_nested(tmp_path):
+    (tmp_path / "test_one.py").write_text("def test_one(): pass", encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "xdist", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd="/")
+    assert "1 passed in" in done.stdout and "\\033" not in done.stdout, done.stdout + done.stderr
+"""
+
+
+def test_how_pytest_was_called_is_not_passed_on(tmp_path):
+    copy = checkout(tmp_path / "copy")
+    write(copy / "tests" / "test_nested.py", NESTED)
+    theirs = {"FORCE_COLOR": "1", "COLUMNS": "20", "PYTEST_ADDOPTS": "-vv"}
+    theirs["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    done = python("-m", "pytest", "tests/test_nested.py", cwd=copy, env=os.environ | theirs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "\033[32mPASSED" in done.stdout  # here it is all used
 
 
 def test_this_checkout_comes_first_and_packages_last():
