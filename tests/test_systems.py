@@ -104,6 +104,25 @@ def test_processes_are_spawned():
             assert called not in ("fork", "forkserver"), name
 
 
+# What Windows lacks, or has with another meaning: its os.kill ends a process, whatever it sends.
+UNIX = {"SIGKILL", "fcntl", "fork", "geteuid", "getuid", "os.kill", "mkfifo", "resource"}
+
+
+@pytest.mark.parametrize("name", list(TREES))
+def test_nothing_is_asked_that_windows_lacks(name):
+    found = set()
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Attribute):
+            found |= {node.attr, ast.unparse(node)}
+        elif isinstance(node, ast.alias):
+            found.add(node.name)
+    # Those two ask for it on Unix only.
+    assert found & UNIX <= ({"geteuid"} if name in ONLY_ON_UNIX else set())
+
+
+ONLY_ON_UNIX = {str(Path("tests", f"test_{name}.py")) for name in ("make", "surroundings")}
+
+
 def test_a_path_with_a_space_and_an_accent(tmp_path):
     folder = checkout(tmp_path / "mes pages d'été")
     chapter(folder, [("import vae_lib, pathlib\nprint(1.5)", "1.5")])
