@@ -179,7 +179,7 @@ def test_a_linear_vae_trains_to_the_optimum_of_probabilistic_pca():
         excess = 0.5 * spread / model.decoder.log_std.exp() ** 2
         return likelihood.log_prob(x) - excess - q.kl(model.prior())
 
-    batches = Batches(x, batch_size=50)
+    batches = Batches(x, batch_size=len(x))
     for rate in (3e-2, 3e-3):
         history = train(model, batches, exact_elbo, epochs=1000, learning_rate=rate, state=State())
     assert history[-1] == pytest.approx(wanted, abs=1e-5)
