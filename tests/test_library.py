@@ -20,7 +20,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 
 # The order in which modules import one another, and the rooms around them, as the library says.
 CORE, ROOMS = (
-    re.findall(r"`([a-z]\w*)`", paragraph.split("`import", 1)[0])
+    re.findall(r"`(\w+)`", paragraph.split("`import", 1)[0])
     for paragraph in vae_lib.__doc__.split("\n\n")[1:]
 )
 ROOMS = sorted(set(ROOMS) - set(CORE))
