@@ -108,6 +108,10 @@ define PLACE
 import os, pathlib, sysconfig
 packages = pathlib.Path(sysconfig.get_path("purelib"))
 (packages / "vae_book.pth").write_text(os.path.relpath(".", packages))
+# The command line: such a script would come with an installed package, and hold the folder's name.
+vae = pathlib.Path("$(VENV)/bin/vae")
+vae.write_text('#!/bin/sh\nPYTHONPATH= exec "$${0%/*}/python" -m vae_lib "$$@"\n')
+vae.chmod(0o755)
 place, here = pathlib.Path("$(VENV)/place"), os.fsencode(os.getcwd())
 old = place.read_bytes().strip() if place.exists() else here
 for script in pathlib.Path("$(VENV)/bin").iterdir():
