@@ -57,7 +57,7 @@ def opened(source: str | Path | Sequence[str | Path]) -> Iterator[Found]:
     """Find the files of a folder, a zip or a list, and keep them within reach.
 
     Returns:
-        A context: the files, and what is none, with the reason.
+        A context that gives the files, and what is none, with the reason.
 
     Raises:
         FileNotFoundError: There is nothing at `source`.

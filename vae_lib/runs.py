@@ -189,7 +189,7 @@ class Run:
 
     @property
     def model(self) -> VAE:
-        """The trained model: as it is on disk, or as `train` left it.
+        """The trained model, as it is on disk or as `train` left it.
 
         Raises:
             FileNotFoundError: There are no weights yet.
