@@ -469,7 +469,8 @@ def split_groups(
             "cannot be split."
         )
     numbers = torch.from_numpy(numbers)
-    order = torch.randperm(len(names), generator=seeded(seed, stream="split_groups"))
+    generator = seeded(seed, stream="split_groups")
+    order = torch.randperm(len(names), generator=generator, device="cpu")
     taken = torch.bincount(numbers)[order].cumsum(0)
     count = int((taken[:-1] - share * len(numbers)).abs().argmin()) + 1
     held_out = torch.isin(numbers, order[:count])
