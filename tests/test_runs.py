@@ -97,6 +97,24 @@ def test_the_history_is_that_of_the_weights(trained):
     assert found.likelihood.mean > found.elbo.mean
 
 
+def test_the_average_of_the_weights_is_what_is_kept(trained):
+    assert trained.recipe.average == recipes.averaging(4) == 0  # two epochs of two steps
+    run = Run.open(trained.folder)
+    state, _ = checkpoints.unpack(run.folder / "state.safetensors", states.FORMAT)
+    for name, value in run.model.state_dict().items():
+        assert torch.equal(value, state[f"average.module.{name}"])
+
+
+def test_an_average_that_remembers_is_another(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("vae_lib.runs.averaging", lambda steps: 0.5)
+    run = Run.create(tmp_path / "run", source, **SMALL)
+    run.train(1)
+    state, _ = checkpoints.unpack(run.folder / "state.safetensors", states.FORMAT)
+    ours = Run.open(run.folder).model.state_dict()
+    assert all(torch.equal(value, state[f"average.module.{n}"]) for n, value in ours.items())
+    assert not all(torch.equal(value, state[f"model.{n}"]) for n, value in ours.items())
+
+
 def test_an_epoch_more_is_an_epoch_later(source, trained, tmp_path):
     """One call for two epochs, or one each and a new process between: the same bits."""
     run = Run.create(tmp_path / "run", source, **SMALL | {"epochs": 1})
@@ -203,6 +221,7 @@ def test_recorded_weights_score_what_the_chapter_says(trained):
     """A run of the book's own weights: what ten epochs of `vae train mnist` lead to."""
     facts = vars(trained.recipe) | dict.fromkeys(("held_out",), 1 / 7)
     facts |= {"source": "mnist", "shape": (1, 28, 28), "likelihood": "bits", "clip": None}
+    facts["average"] = None
     run = Run("unused", Recipe(**facts | {"latents": 5, "width": 500}))
     run._model = run.recipe.model()
     said = checkpoints.load(checkpoints.RECORDED / "code-corrected", run._model)
@@ -226,6 +245,7 @@ WRONG = {
     "batch_size": [0, 1.5],
     "learning_rate": [0, -1, math.inf, math.nan, None],
     "clip": [0, "1", math.nan],
+    "average": [-0.1, 1, "0.9", True, math.nan],
     "epochs": [0, 2.0],
     "seed": [-1, 2**64],
     "device": ["cpu; rm", None],
