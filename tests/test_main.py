@@ -23,7 +23,7 @@ from vae_lib import runs
 from vae_lib.__main__ import main
 from vae_lib.training import Interrupted
 
-QUICK = ["--size", "8", "--latents", "2", "--width", "4", "--batch-size", "5", "--held-out", "0.25"]
+QUICK = ["--size", "8", "--latents", "2", "--width", "4", "--batch-size", "2", "--held-out", "0.25"]
 
 
 def train(source, *more):

@@ -16,7 +16,7 @@ from vae_lib.recipes import Data, Recipe
 from vae_lib.runs import Run
 from vae_lib.training import train
 
-SMALL = {"size": 8, "latents": 2, "width": 4, "batch_size": 5, "held_out": 0.25, "epochs": 2}
+SMALL = {"size": 8, "latents": 2, "width": 4, "batch_size": 2, "held_out": 0.25, "epochs": 2}
 
 
 def paint(folder, count=12, shape=(9, 11, 3), seed=0):
@@ -98,19 +98,10 @@ def test_the_history_is_that_of_the_weights(trained):
 
 
 def test_the_average_of_the_weights_is_what_is_kept(trained):
-    assert trained.recipe.average == recipes.averaging(4) == 0  # two epochs of two steps
-    run = Run.open(trained.folder)
-    state, _ = checkpoints.unpack(run.folder / "state.safetensors", states.FORMAT)
-    for name, value in run.model.state_dict().items():
-        assert torch.equal(value, state[f"average.module.{name}"])
-
-
-def test_an_average_that_remembers_is_another(source, tmp_path, monkeypatch):
-    monkeypatch.setattr("vae_lib.runs.averaging", lambda steps: 0.5)
-    run = Run.create(tmp_path / "run", source, **SMALL)
-    run.train(1)
-    state, _ = checkpoints.unpack(run.folder / "state.safetensors", states.FORMAT)
-    ours = Run.open(run.folder).model.state_dict()
+    assert trained.recipe.average == 0.99
+    assert [round(trained.recipe.forgetting(step), 2) for step in (0, 8, 2000)] == [0.1, 0.5, 0.99]
+    state, _ = checkpoints.unpack(trained.folder / "state.safetensors", states.FORMAT)
+    ours = trained.model.state_dict()
     assert all(torch.equal(value, state[f"average.module.{n}"]) for n, value in ours.items())
     assert not all(torch.equal(value, state[f"model.{n}"]) for n, value in ours.items())
 

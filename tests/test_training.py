@@ -335,6 +335,20 @@ def test_the_best_is_kept_apart_from_the_last():
     assert torch.equal(weights(model), seen[3])
 
 
+def test_the_decay_of_an_average_may_change_with_the_step():
+    def after(decay):
+        model, state = small(), State()
+        train(model, Batches(images(60), 20), epochs=2, state=state, average=decay)
+        return weights(model), weights(state.averaged)
+
+    asked = []
+    last, kept = after(lambda step: asked.append(step) or 0.0)
+    assert torch.equal(kept, last)
+    assert asked == list(range(6))  # before the first step, whose weights are copied, and after
+    assert torch.equal(after(lambda step: 0.9)[1], after(0.9)[1])
+    assert not torch.equal(after(0.9)[1], last)
+
+
 def test_validation_judges_the_average_if_there_is_one():
     state, judged = State(), []
     options = {"validate": lambda model: judged.append(model) or 0.0, "average": 0.9}

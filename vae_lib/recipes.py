@@ -39,12 +39,13 @@ DEFAULTS = {
     "batch_size": 64,
     "learning_rate": 2e-3,
     "clip": 1000.0,
+    "average": 0.99,
     "epochs": None,  # as `enough` says
     "seed": 0,
     "device": "cpu",
 }
 FIXED_MNIST = {"size": 28, "channels": 1, "background": "black", "held_out": 1 / 7}
-FIXED_MNIST |= {"likelihood": "bits", "clip": None}
+FIXED_MNIST |= {"likelihood": "bits", "clip": None, "average": None}
 DEFAULTS_MNIST = FIXED_MNIST | {"latents": 5, "width": 500, "batch_size": 100, "epochs": 10}
 DEFAULTS_MNIST |= {"learning_rate": 1e-3}
 STEPS = 2000  # of a training that is neither a glance nor a night
@@ -111,8 +112,8 @@ class Recipe:
         batch_size: Pictures in a step.
         learning_rate: Adam's step size.
         clip: The gradient's greatest length, or None.
-        average: The decay of an average of the weights, which is what is scored and kept; None
-            keeps the last weights.
+        average: The decay of an average of the weights, which is what is scored and kept; see
+            `forgetting`. None keeps the last weights.
         epochs: How many there are to be in all.
         seed: Of the split, the first weights, the order and the noise.
         device: Where it is trained.
@@ -183,6 +184,14 @@ class Recipe:
             return dense_vae(math.prod(self.shape), self.width, self.latents, seed=self.seed)
         options = {"width": self.width, "likelihood": self.likelihood, "seed": self.seed}
         return conv_vae(self.shape, self.latents, **options)
+
+    def forgetting(self, step: int) -> float:
+        """Return the decay of the average at a step: less at first, so that it is not far behind.
+
+        Arguments:
+            step: Counted from 0.
+        """
+        return min(self.average, (1 + step) / (10 + step))
 
     def floats(self, pictures: Tensor) -> Tensor:
         """Turn bytes into what the model learns: ones and zeros, or 256 levels from 0 to 1."""
@@ -293,25 +302,6 @@ def enough(pictures: int, batch_size: int) -> int:
     """
     steps = -(-pictures // batch_size)
     return min(60, max(20, -(-STEPS // steps)))
-
-
-def averaging(steps: int) -> float:
-    """Say how slowly an average of the weights forgets: in a fifth of the steps, at most in 100.
-
-    Weights that were averaged over the last steps score better than the last weights do, and an
-    average that still remembers the first ones scores worse.
-
-    Arguments:
-        steps: Of the whole training.
-
-    Returns:
-        The decay: what it keeps of itself at each step.
-
-    Example:
-        >>> averaging(2000), averaging(100)
-        (0.99, 0.95)
-    """
-    return 1 - 1 / min(100, max(1, steps // 5))
 
 
 def described(pictures: Pictures) -> str:

@@ -34,7 +34,6 @@ from vae_lib.recipes import (
     MNIST,
     Data,
     Recipe,
-    averaging,
     enough,
     located,
     mnist,
@@ -117,16 +116,12 @@ class Run:
         size, channels = _sides(known.pop("size")), known.pop("channels")
         epochs = known.pop("epochs")
         blank = {"count": 3, "pictures": "0" * 64, "split": "0" * 64, "epochs": epochs or 1}
-        blank["average"] = None
         # What cannot be is refused before minutes of loading.
         recipe = Recipe(source=source, shape=(channels or 1, *size), **blank, **known)
         device(recipe.device)
         options = {"size": size, "channels": channels, "background": recipe.background}
         data = Data.load(source, held_out=recipe.held_out, seed=recipe.seed, **options)
         epochs = epochs or enough(len(data.learnt), recipe.batch_size)
-        if source != MNIST:
-            steps = epochs * -(-len(data.learnt) // recipe.batch_size)
-            recipe = replace(recipe, average=averaging(steps))
         run = cls(folder, replace(recipe, epochs=epochs, **data.facts()), data)
         recipe = {folder / "recipe.json": run.recipe.content()}
         checkpoints.write(recipe | {folder / "pictures.csv": data.table()})
@@ -249,7 +244,8 @@ class Run:
         checkpoints.write({self.folder / "recipe.json": recipe.content()})
         state = State(self.folder / "state.safetensors", every=EVERY)
         options = {"learning_rate": recipe.learning_rate, "clip": recipe.clip}
-        options |= {"average": recipe.average, "seed": recipe.seed, "state": state}
+        options |= {"seed": recipe.seed, "state": state}
+        options["average"] = None if recipe.average is None else recipe.forgetting
         options["after_epoch"] = lambda _: self._judged(model, state)
         drawn = -math.inf
         # An epoch a call, so that the state on disk is never older than what is written after it.

@@ -4,11 +4,13 @@ import hashlib
 import time
 import warnings
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vae_lib import checkpoints
 from vae_lib.data import Batches
@@ -199,6 +201,15 @@ class State:
         self._recipe = description["recipe"]
         for name in NUMBERS:
             setattr(self, name, description[name])
+
+
+def running_average(model: nn.Module, decay: Callable[[int], float], state: State) -> AveragedModel:
+    """Copy a model, to keep the average of its weights with the decay that each step has."""
+
+    def average_in(kept, new, _):
+        get_ema_multi_avg_fn(decay(state.steps))(kept, new, _)
+
+    return AveragedModel(model, multi_avg_fn=average_in)
 
 
 def described(batches: Batches) -> dict:
