@@ -8,6 +8,8 @@ TORCH ?= cpu
 TORCH_VERSION := 2.13.0
 # Where that build is fetched from: another address for who is behind a mirror.
 TORCH_INDEX ?= https://download.pytorch.org/whl/$(TORCH)
+# What installs faster than pip, where it is there; UV=none for pip alone.
+UV ?= uv
 # Test workers. Each takes one core.
 JOBS ?= 2
 # More arguments for pytest: make test ARGS="tests/test_data.py -v"
@@ -26,14 +28,19 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --require-virtualenv --disable-pip-version-check --no-input
 # Installing what a lock pins: hashes checked, nothing resolved.
 LOCKED := install --no-user --no-compile --no-deps --require-hashes
+# The same by uv, where there is one: it takes seconds. It knows nothing of pip's mirrors and proxies,
+# so what it cannot fetch is left to pip.
+UV_LOCKED := --no-config pip install --python $(PY) --no-deps --require-hashes
 LOG := $(VENV)/set-up.log
 QUIETLY = >>$(LOG) 2>&1 || { tail -n 40 $(LOG) >&2; echo "set-up failed; all of it: $(LOG)" >&2; exit 1; }
 
-# What the user has set for Python and pytest stays out, and this folder comes first on the path.
+install = { command -v $(UV) >/dev/null && $(UV) $(UV_LOCKED) -r $(1) >>$(LOG) 2>&1; } || $(PIP) $(LOCKED) -r $(1) $(QUIETLY)
+
+# What the user has set for Python, pytest and git stays out, and this folder comes first on the path.
 # Of pip's settings those stay that say where and how to fetch, not those that say what and whither.
 FETCHING := INDEX_URL EXTRA_INDEX_URL NO_INDEX FIND_LINKS TRUSTED_HOST PROXY CERT CLIENT_CERT \
 	TIMEOUT DEFAULT_TIMEOUT RETRIES CACHE_DIR NO_CACHE_DIR CONFIG_FILE KEYRING_PROVIDER
-unexport $(filter PYTHON% PYTEST%,$(.VARIABLES))
+unexport $(filter PYTHON% PYTEST% GIT_%,$(.VARIABLES))
 unexport $(filter-out $(FETCHING:%=PIP_%),$(filter PIP_%,$(.VARIABLES)))
 export PYTHONPATH := $(CURDIR)
 export PYTHONNOUSERSITE := 1
@@ -55,7 +62,7 @@ help: ## list the targets
 	@echo "make TARGET, where TARGET is"
 	@sed -n 's/^\([a-z]*\):.*## /\1 /p' Makefile | awk '{t = $$1; $$1 = ""; printf "  %-10s%s\n", t, $$0}'
 	@echo "Variables, set as in make book TORCH=cu126:"
-	@sed -n '/^# /{h;d;};/^[A-Z]* ?=/{s/ ?=.*//;G;s/\n# / /p;}' Makefile | awk '{t = $$1; $$1 = ""; printf "  %-11s%s\n", t, $$0}'
+	@sed -n '/^# /{h;d;};/^[A-Z_]* ?=/{s/ ?=.*//;G;s/\n# / /p;}' Makefile | awk '{t = $$1; $$1 = ""; printf "  %-13s%s\n", t, $$0}'
 
 book: $(VENV)/ready ## build the pages from the stored outputs, warnings being errors
 	@REPOSITORY='$(REPOSITORY)' $(PY) book/build.py
@@ -108,6 +115,10 @@ define PLACE
 import os, pathlib, sysconfig
 packages = pathlib.Path(sysconfig.get_path("purelib"))
 (packages / "vae_book.pth").write_text(os.path.relpath(".", packages))
+# The command line: such a script would come with an installed package, and hold the folder's name.
+vae = pathlib.Path("$(VENV)/bin/vae")
+vae.write_text('#!/bin/sh\nPYTHONPATH= exec "$${0%/*}/python" -m vae_lib "$$@"\n')
+vae.chmod(0o755)
 place, here = pathlib.Path("$(VENV)/place"), os.fsencode(os.getcwd())
 old = place.read_bytes().strip() if place.exists() else here
 for script in pathlib.Path("$(VENV)/bin").iterdir():
@@ -157,7 +168,7 @@ set-up:
 	@$(PY) $(HAS_TORCH) 2>/dev/null || { echo "set-up: installing torch $(TORCH_VERSION) ($(TORCH))"; \
 	$(PIP) install --no-user --no-compile $(if $(filter cpu,$(TORCH)),--no-deps) --retries 2 --index-url $(TORCH_INDEX) torch==$(TORCH_VERSION) $(QUIETLY); }
 	@echo "set-up: installing what requirements/book.txt pins"
-	@$(PIP) $(LOCKED) -r requirements/book.txt $(QUIETLY)
+	@$(call install,requirements/book.txt)
 	@$(PY) $(HAS_TORCH) 2>/dev/null || { echo "pip put the packages elsewhere than in $(VENV): look for target, prefix or root in pip config list" >&2; exit 1; }
 	@$(PY) -c "$$PLACE"
 	@touch $(VENV)/ready
@@ -168,13 +179,13 @@ TEXTCONV = f() { test -x $(PY) || exec cat "$$1"; $(PY) -m nbdime.nbshowapp --ig
 
 $(VENV)/lab-ready: requirements/lab.txt $(VENV)/ready
 	@echo "set-up: installing what requirements/lab.txt pins"
-	@$(PIP) $(LOCKED) -r requirements/lab.txt $(QUIETLY)
+	@$(call install,requirements/lab.txt)
 	@if [ "$$(git rev-parse --show-toplevel 2>/dev/null)" = "$$(pwd -P)" ]; then git config diff.ipynb.textconv '$(TEXTCONV)'; fi
 	@touch $@
 
 $(VENV)/mutation-ready: requirements/mutation.txt $(VENV)/ready
 	@echo "set-up: installing what requirements/mutation.txt pins"
-	@$(PIP) $(LOCKED) -r requirements/mutation.txt $(QUIETLY)
+	@$(call install,requirements/mutation.txt)
 	@touch $@
 
 .venv-jax/ready: requirements/bench.txt $(VENV)/ready
@@ -185,13 +196,13 @@ $(VENV)/mutation-ready: requirements/mutation.txt $(VENV)/ready
 
 # Pinning anew. lab.txt and mutation.txt agree with book.txt and repeat only what
 # that one pins for some platforms alone.
-UV := $(VENV)/bin/uv
-COMPILE := $(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+UV_OF_LOCK := $(VENV)/bin/uv
+COMPILE := $(UV_OF_LOCK) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	--no-annotate --no-emit-index-url --custom-compile-command "make lock"
 WITHOUT_TORCH := --override requirements/no-torch.in pyproject.toml requirements/torch.in
 
 lock: $(VENV)/ready ## pin the newest versions that fit pyproject.toml, in requirements/
-	@test -x $(UV) || { echo "set-up: installing uv"; $(PIP) install uv $(QUIETLY); }
+	@test -x $(UV_OF_LOCK) || { echo "set-up: installing uv"; $(PIP) install uv $(QUIETLY); }
 	@$(COMPILE) --extra book --extra lint $(WITHOUT_TORCH) -o requirements/book.txt
 	@for extra in lab mutation; do \
 	$(COMPILE) --extra $$extra --constraint requirements/book.txt $(WITHOUT_TORCH) -o requirements/$$extra.txt \

@@ -141,7 +141,11 @@ def configuration(address):
 
 
 def copy_sources(source, address):
-    """Copy what the pages are made of, and write the address into it."""
+    """Copy what the pages are made of, and write the address into it.
+
+    Raises:
+        RuntimeError: a chapter that was saved as no `make run` leaves it.
+    """
     shutil.rmtree(source, ignore_errors=True)
     for folder in ("book", "chapters", "tests"):  # a page shows a piece of a test
         leave = shutil.ignore_patterns(".*", "__pycache__")
@@ -154,8 +158,14 @@ def copy_sources(source, address):
     cells = {cell["id"]: cell["source"] for cell in library_cells(address)}
     for path in source.glob("chapters/*.ipynb"):
         nb = json.loads(path.read_text(encoding="utf-8"))
+        outputs = [output for cell in nb["cells"] for output in cell.get("outputs", [])]
+        if said := sum(output.get("name") == "stderr" for output in outputs):
+            raise RuntimeError(
+                f"chapters/{path.name} was saved with {said} texts on stderr, as bars and warnings "
+                f"leave them: make run ARGS=chapters/{path.name} stores it without"
+            )
         for cell in nb["cells"]:
-            if cell["id"] in cells:
+            if cell.get("id") in cells:
                 cell["source"] = cells[cell["id"]].splitlines(keepends=True)
         text = json.dumps(nb, ensure_ascii=False, indent=1) + "\n"
         path.write_text(text, encoding="utf-8")

@@ -14,6 +14,8 @@ if __name__ == "__main__":
 
     from ipykernel.kernelapp import IPKernelApp
 
+    from tests.surroundings import reset_torch
+
     class Kernel(IPKernelApp):
         """IPython's kernel, but for what it reads at its start."""
 
@@ -29,4 +31,5 @@ if __name__ == "__main__":
         import matplotlib
 
         matplotlib.rcdefaults()
+    reset_torch()
     Kernel.launch_instance()

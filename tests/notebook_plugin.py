@@ -88,6 +88,9 @@ def stored_problems(nb):
         problems.append(f"not run once from top to bottom: execution counts {counts}")
     if cells and not any(cell.outputs for cell in cells):
         problems.append("no cell has an output")
+    said = [i for i, c in enumerate(cells, 1) if any(o.get("name") == "stderr" for o in c.outputs)]
+    if said:
+        problems.append(f"text on stderr, as a bar or a warning leaves it, in cells {said}")
     for number, cell in enumerate(cells, start=1):
         comments = (line.strip().lstrip("# ") for line in cell.source.splitlines() if "#" in line)
         marks = {mark.lower().replace("_", "-") for mark in [*comments, *_tags(cell)]}
@@ -310,6 +313,10 @@ def pytest_configure(config):
         surroundings.prepare()
     except RuntimeError as error:
         raise pytest.UsageError(str(error)) from None
+
+
+def pytest_sessionstart():
+    surroundings.forget_this_call()
 
 
 def pytest_collect_file(file_path, parent):

@@ -8,13 +8,19 @@ of threads, the instruction set. What says where packages lie stays too, after t
 import importlib.util
 import os
 import site
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # One thread a process, and none that spins: several processes share the processors.
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-# Settings of Python, IPython, matplotlib, tqdm and PyTorch begin with these.
+# Settings of Python, IPython, matplotlib, tqdm and PyTorch begin with these, and those of make and
+# git, which a make or a git that has called us sets for those that it calls.
 SETTINGS = ("PYTHON", "IPYTHON", "MPL", "MATPLOTLIB", "TQDM_", "TORCH", "PYTORCH", "NVIDIA_TF32_")
+SETTINGS += ("MAKE", "MFLAGS", "GIT_")
+# What the terminal is like, and how pytest was called, is for this pytest alone.
+THIS_CALL = ("FORCE_COLOR", "NO_COLOR", "PY_COLORS", "CLICOLOR", "CLICOLOR_FORCE", "COLUMNS")
+THIS_CALL += ("LINES", "PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD")
 # What only says where files lie.
 HARMLESS = {
     "PYTHONHOME",
@@ -68,6 +74,24 @@ def prepare():
     found = importlib.util.find_spec("vae_lib")
     check_library("Python", found and found.origin)
     _drop_compiled()
+    reset_torch()
+
+
+def reset_torch():
+    """Undo what a start-up file, such as sitecustomize.py, has set in PyTorch if it loaded it."""
+    if torch := sys.modules.get("torch"):
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+        torch.set_float32_matmul_precision("highest")
+        torch.set_grad_enabled(True)
+        torch.use_deterministic_algorithms(False)
+        torch.set_printoptions(profile="default")
+
+
+def forget_this_call():
+    """Keep from other processes what pytest was told in the environment, and has read by now."""
+    for name in THIS_CALL:
+        os.environ.pop(name, None)
 
 
 def check_library(who, file):

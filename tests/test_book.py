@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from html.parser import HTMLParser
 from urllib.parse import unquote, urlsplit
@@ -246,3 +247,16 @@ def test_files_name_no_machine():
     files = [ROOT / name for name in filter(None, run.stdout.split("\0"))]
     found = {path.name: machine.findall(path.read_bytes()) for path in files if path.is_file()}
     assert {name: paths for name, paths in found.items() if paths} == {}
+
+
+def test_a_stored_bar_stops_the_build_with_what_repairs_it(tmp_path, monkeypatch):
+    for name in ("book", "tests", "chapters"):
+        (tmp_path / name).mkdir()
+    for name in ("_toc.yml", "_config.yml"):
+        shutil.copy(ROOT / name, tmp_path)
+    bar = {"output_type": "stream", "name": "stderr", "text": "100%"}
+    nb = {"cells": [{"cell_type": "code", "source": "", "outputs": [bar, bar]}]}
+    (tmp_path / "chapters" / "01-a.ipynb").write_text(json.dumps(nb), encoding="utf-8")
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    with pytest.raises(RuntimeError, match=r"01-a.* 2 texts .*: make run ARGS=chapters/01-a.ipynb"):
+        build.copy_sources(tmp_path / "source", "")

@@ -220,3 +220,10 @@ def test_rows_of_another_type_are_refused(dtype):
         small().encoder(torch.zeros(2, 324, dtype=dtype))
     with pytest.raises(ValueError, match=rf"z: expected torch.float32, .* got {dtype}"):
         small().decoder(torch.zeros(2, 5, dtype=dtype))
+
+
+def test_it_is_made_on_the_cpu_whatever_the_default_device():
+    with torch.device("meta"):
+        other = conv_vae((1, 8, 8), 2, width=4)
+    pairs = zip(other.parameters(), conv_vae((1, 8, 8), 2, width=4).parameters(), strict=True)
+    assert all(torch.equal(one, same) for one, same in pairs)

@@ -172,7 +172,7 @@ def test_grey_pictures_are_light_where_their_numbers_are_large():
     ("rows", "shape"), [(np.zeros((2, 9)), (3, 2, 2)), (np.zeros((2, 16)), (4, 2, 2))]
 )
 def test_pictures_of_another_shape_or_with_alpha_are_refused(rows, shape):
-    with pytest.raises(ValueError, match="images must be rows of pictures"):
+    with pytest.raises(ValueError, match="images: expected rows of pictures"):
         image_sheet(rows, shape=shape)
 
 
@@ -201,7 +201,7 @@ def test_flat_and_square_images_give_the_same_sheet():
 
 @pytest.mark.parametrize("shape", [(784,), (3, 783), (3, 27, 28), (0, 784), (2, 1, 28, 28)])
 def test_a_sheet_of_another_shape_is_refused(shape):
-    with pytest.raises(ValueError, match=r"images must have shape \(n, 784\)") as error:
+    with pytest.raises(ValueError, match=r"images: expected shape \(n, 784\)") as error:
         image_sheet(np.zeros(shape))
     assert str(shape) in str(error.value)
 
@@ -209,10 +209,15 @@ def test_a_sheet_of_another_shape_is_refused(shape):
 def test_a_sheet_refuses_what_it_cannot_draw():
     with pytest.raises(ValueError, match="finite"):
         image_sheet(np.full((1, 784), np.nan))
-    with pytest.raises(ValueError, match="row_labels must hold one string for each of the 2 rows"):
+    with pytest.raises(ValueError, match="row_labels: expected one string for each of the 2 rows"):
         image_sheet(np.zeros((4, 784)), columns=2, row_labels=["a"])
-    with pytest.raises(ValueError, match="columns must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="columns: expected at least 1, got 0"):
         image_sheet(np.zeros((4, 784)), columns=0)
+    with pytest.raises(ValueError, match=r"side: expected a whole number, got 2\.0"):
+        image_sheet(np.zeros((4, 4)), side=2.0)
+    for wrong in ("digits", [[0.0], [0.0, 1.0]], [None, {}], object()):
+        with pytest.raises(ValueError, match=r"images: expected (numbers|shape)"):
+            image_sheet(wrong)
 
 
 def test_curves_keep_their_colours():
@@ -226,8 +231,10 @@ def test_curves_keep_their_colours():
 
 
 def test_curves_refuse_lengths_that_differ():
-    with pytest.raises(ValueError, match=r"series\['a'\] .* got \(2,\) and \(3,\)"):
+    with pytest.raises(ValueError, match=r"series\['a'\]: .* got \(2,\) and \(3,\)"):
         curves({"a": ([0, 1], [0, 1, 2])}, xlabel="x", ylabel="y")
-    with pytest.raises(ValueError, match="series must hold"):
+    with pytest.raises(ValueError, match=r"series\['a'\]: expected numbers, got str"):
+        curves({"a": ("x", [1])}, xlabel="x", ylabel="y")
+    with pytest.raises(ValueError, match="series: expected at least one"):
         curves({}, xlabel="x", ylabel="y")
     assert plt.get_fignums() == []

@@ -70,7 +70,7 @@ def test_make_mends_a_folder_that_is_another(made, move, tmp_path):
 
 # ---------------------------------------------------------- an environment that was there before
 
-NOTHING_TO_INSTALL = ("PIP=true", "HAS_TORCH=--version")
+NOTHING_TO_INSTALL = ("PIP=true", "HAS_TORCH=--version", "UV=none")
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_make_says_what_is_wrong_with_an_environment(unmade, spoil, word):
 
 
 def test_make_notices_that_pip_installs_elsewhere(unmade):
-    said, status = tried(unmade, ".venv/ready", "PIP=true")
+    said, status = tried(unmade, ".venv/ready", "PIP=true", "UV=none")
     assert status == 2
     assert "look for target, prefix or root in pip config list" in said
     assert not (unmade / ".venv" / "ready").exists()
@@ -140,7 +140,7 @@ def test_make_notices_that_pip_installs_elsewhere(unmade):
 def test_of_pip_s_settings_only_those_of_fetching_are_used(unmade):
     theirs = {"PIP_USER": "1", "PIP_TARGET": "/elsewhere", "PIP_REQUIRE_HASHES": "1"}
     kept = {"PIP_INDEX_URL": "https://mirror.example", "PIP_PROXY": "http://proxy.example:1"}
-    settings = "PIP=sh -c env", "HAS_TORCH=--version"
+    settings = "PIP=sh -c env", "HAS_TORCH=--version", "UV=none"
     said, status = tried(
         unmade, ".venv/ready", *settings, env=os.environ | theirs | kept | {"HTTPS_PROXY": "p"}
     )
@@ -151,8 +151,22 @@ def test_of_pip_s_settings_only_those_of_fetching_are_used(unmade):
     assert not [name for name in theirs if f"{name}=" in log]
 
 
+@pytest.mark.parametrize("status", [0, 1])
+def test_uv_installs_where_it_is_there_and_pip_where_it_fails(unmade, tmp_path, status):
+    uv = write(tmp_path / "bin" / "uv", f'#!/bin/sh\necho "uv $*"\nexit {status}\n')
+    uv.chmod(0o755)
+    env = os.environ | {"PATH": f"{uv.parent}{os.pathsep}{os.environ['PATH']}"}
+    arguments = [".venv/ready", "PIP=echo pip", "HAS_TORCH=--version", "UV=uv"]
+    said, failed = tried(unmade, *arguments, env=env)
+    assert not failed, said
+    log = (unmade / ".venv" / "set-up.log").read_text(encoding="utf-8").splitlines()
+    locked = "--no-deps --require-hashes -r requirements/book.txt"
+    assert f"uv --no-config pip install --python .venv/bin/python {locked}" in log
+    assert any(line.startswith("pip") and line.endswith(locked) for line in log) is bool(status)
+
+
 def test_two_calls_of_make_set_up_once(unmade):
-    slow = ["PIP=sh -c 'echo installed >>installed; sleep 2'", "HAS_TORCH=--version"]
+    slow = ["PIP=sh -c 'echo installed >>installed; sleep 2'", "HAS_TORCH=--version", "UV=none"]
     with ThreadPoolExecutor() as pool:
         both = [pool.submit(tried, unmade, ".venv/ready", *slow) for _ in range(2)]
     said = [call.result() for call in both]

@@ -260,6 +260,15 @@ def test_outputs_that_no_full_run_left(nb):
     assert stored_problems(nb)
 
 
+def test_a_stored_bar_is_said_once_with_what_repairs_it():
+    nb = good()
+    for cell in [cell for cell in nb.cells if cell.cell_type == "code"][:2]:
+        cell.outputs.append(new_output("stream", name="stderr", text="100%"))
+    (said,) = stored_problems(nb)
+    assert said.startswith("text on stderr, as a bar or a warning leaves it, in cells [1, 2]")
+    assert said.endswith("`make run` stores outputs")
+
+
 def test_outputs_of_a_full_run():
     assert stored_problems(good()) == []
     # A cell without code is not run, and has no count.

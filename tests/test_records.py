@@ -1,6 +1,5 @@
 import json
 import os
-import signal
 
 import pytest
 import torch
@@ -33,7 +32,7 @@ def measure(choice, folder):
 
     def objective(model, x, generator):
         if choice["what"] == "killed" and not goes_on and state.steps == 7:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os._exit(9)  # without a farewell, like a process that is killed
         return elbo(model, x, generator)
 
     model = dense_vae(pixels=4, hidden=3, latents=2)

@@ -16,7 +16,7 @@ from vae_lib.recipes import Data, Recipe
 from vae_lib.runs import Run
 from vae_lib.training import train
 
-SMALL = {"size": 8, "latents": 2, "width": 4, "batch_size": 5, "held_out": 0.25, "epochs": 2}
+SMALL = {"size": 8, "latents": 2, "width": 4, "batch_size": 2, "held_out": 0.25, "epochs": 2}
 
 
 def paint(folder, count=12, shape=(9, 11, 3), seed=0):
@@ -95,6 +95,15 @@ def test_the_history_is_that_of_the_weights(trained):
     assert float(last[3]) == pytest.approx(found.bits.mean, rel=1e-5)
     assert found.bits.mean == pytest.approx(-found.elbo.mean / (192 * math.log(2)), rel=1e-6)
     assert found.likelihood.mean > found.elbo.mean
+
+
+def test_the_average_of_the_weights_is_what_is_kept(trained):
+    assert trained.recipe.average == 0.99
+    assert [round(trained.recipe.forgetting(step), 2) for step in (0, 8, 2000)] == [0.1, 0.5, 0.99]
+    state, _ = checkpoints.unpack(trained.folder / "state.safetensors", states.FORMAT)
+    ours = trained.model.state_dict()
+    assert all(torch.equal(value, state[f"average.module.{n}"]) for n, value in ours.items())
+    assert not all(torch.equal(value, state[f"model.{n}"]) for n, value in ours.items())
 
 
 def test_an_epoch_more_is_an_epoch_later(source, trained, tmp_path):
@@ -203,6 +212,7 @@ def test_recorded_weights_score_what_the_chapter_says(trained):
     """A run of the book's own weights: what ten epochs of `vae train mnist` lead to."""
     facts = vars(trained.recipe) | dict.fromkeys(("held_out",), 1 / 7)
     facts |= {"source": "mnist", "shape": (1, 28, 28), "likelihood": "bits", "clip": None}
+    facts["average"] = None
     run = Run("unused", Recipe(**facts | {"latents": 5, "width": 500}))
     run._model = run.recipe.model()
     said = checkpoints.load(checkpoints.RECORDED / "code-corrected", run._model)
@@ -226,6 +236,7 @@ WRONG = {
     "batch_size": [0, 1.5],
     "learning_rate": [0, -1, math.inf, math.nan, None],
     "clip": [0, "1", math.nan],
+    "average": [-0.1, 1, "0.9", True, math.nan],
     "epochs": [0, 2.0],
     "seed": [-1, 2**64],
     "device": ["cpu; rm", None],

@@ -99,7 +99,7 @@ def test_ctrl_c_keeps_everything_and_says_how_to_go_on(step, straight, at_a_term
     def interrupted(model, x, generator):
         calls.append(1)
         if len(calls) == step:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return elbo(model, x, generator)
 
     with pytest.raises(Interrupted, match=r"To go on, call train .* state=State.of") as stopped:
@@ -118,7 +118,7 @@ def test_ctrl_c_keeps_everything_and_says_how_to_go_on(step, straight, at_a_term
 
 def test_ctrl_c_writes_the_file(tmp_path, straight, at_a_terminal):
     def interrupted(model, x, generator):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         return elbo(model, x, generator)
 
     with pytest.raises(Interrupted, match=r"the same state, which is in .*state"):
@@ -132,8 +132,8 @@ def test_a_second_ctrl_c_does_not_wait(straight, at_a_terminal):
     model = small()
 
     def interrupted(model, x, generator):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         raise AssertionError("it waited")
 
     with pytest.raises(KeyboardInterrupt) as stopped:
@@ -232,6 +232,7 @@ print(*killed.values())
 """
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked by the hundred")
 def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path, straight):
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

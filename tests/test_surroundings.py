@@ -183,6 +183,35 @@ def test_settings_reach_no_cell(tmp_path, hostile):
     assert "no cells have changed" in done.stdout, done.stdout + done.stderr
 
 
+STARTED = """
+import torch
+torch.set_default_dtype(torch.float64)
+torch.set_default_device("meta")
+torch.set_grad_enabled(False)
+torch.set_float32_matmul_precision("medium")
+torch.use_deterministic_algorithms(True)
+torch.set_printoptions(precision=1)
+"""
+TORCH_STATE = """
+import torch
+state = [torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()]
+state += [torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()]
+state += [torch.tensor(0.12345)]
+"""
+AS_IT_COMES = "[torch.float32, device(type='cpu'), True, 'highest', False, tensor(0.1235)]"
+
+
+def test_what_python_runs_at_its_start_leaves_torch_as_it_comes(tmp_path):
+    copy = checkout(tmp_path / "copy")
+    write(tmp_path / "site" / "sitecustomize.py", STARTED)
+    state = f"{TORCH_STATE}assert str(state) == {AS_IT_COMES!r}, state"
+    write(copy / "tests" / "test_state.py", f"def test_state():{state}".replace("\n", "\n    "))
+    chapter(copy, [(TORCH_STATE + "print(state)", AS_IT_COMES)])
+    env = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    done = python("-m", "pytest", "-q", "chapters", "tests/test_state.py", cwd=copy, env=env)
+    assert "3 passed" in done.stdout, done.stdout + done.stderr
+
+
 def test_a_kernel_reads_no_configuration(tmp_path, hostile):
     """Not even the machine's, for which that of the user stands here."""
     hostile = {k: v for k, v in hostile.items() if k != "PYTHONPATH"}
@@ -210,10 +239,33 @@ def test_a_kernel_reads_no_configuration(tmp_path, hostile):
         ("PYTHONSAFEPATH", False),
         ("TQDM_ASCII", False),
         ("TORCH_LOGS", False),
+        ("MAKEFLAGS", False),
+        ("GIT_DIR", False),
+        ("FORCE_COLOR", True),
     ],
 )
 def test_what_stays_in_the_environment(name, stays):
     assert (clean({name: "1"}).get(name) == "1") is stays
+
+
+NESTED = """
+import os, subprocess, sys
+def test_nested(tmp_path):
+    (tmp_path / "test_one.py").write_text("def test_one(): pass", encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "xdist", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd="/")
+    assert "1 passed in" in done.stdout and "\\033" not in done.stdout, done.stdout + done.stderr
+"""
+
+
+def test_how_pytest_was_called_is_not_passed_on(tmp_path):
+    copy = checkout(tmp_path / "copy")
+    write(copy / "tests" / "test_nested.py", NESTED)
+    theirs = {"FORCE_COLOR": "1", "COLUMNS": "20", "PYTEST_ADDOPTS": "-vv"}
+    theirs["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    done = python("-m", "pytest", "tests/test_nested.py", cwd=copy, env=os.environ | theirs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "\033[32mPASSED" in done.stdout  # here it is all used
 
 
 def test_this_checkout_comes_first_and_packages_last():

@@ -1,6 +1,7 @@
 """What would break on Windows or a Mac, as far as it can be seen from here."""
 
 import ast
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -29,11 +30,15 @@ RESERVED = {
 }
 
 
+def _name(node):
+    return getattr(node, "id", "")
+
+
 def calls(tree):
     """Yield the calls of a tree: each with what is called, and the keywords given."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
-            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            name = getattr(node.func, "attr", _name(node.func))
             yield node, name, {keyword.arg: keyword.value for keyword in node.keywords}
 
 
@@ -65,12 +70,13 @@ def test_text_without_an_encoding_is_found():
 
 
 def files():
-    paths = (path.relative_to(ROOT) for path in ROOT.rglob("*"))
-    return [p for p in paths if not any(part in IGNORED or part[:5] == ".venv" for part in p.parts)]
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = [f for f in folders if f not in IGNORED and not f.startswith(".venv")]
+        yield from (Path(folder, name).relative_to(ROOT) for name in [*folders, *names])
 
 
 def test_names_are_fit_for_every_file_system():
-    paths = files()
+    paths = list(files())
     assert len(paths) > 100
     lowered = Counter(str(path).lower() for path in paths)
     assert [name for name, count in lowered.items() if count > 1] == []
@@ -102,6 +108,25 @@ def test_processes_are_spawned():
                 arguments = [ast.unparse(a) for a in (*node.args, *given.values())]
                 assert any("get_context('spawn')" in argument for argument in arguments), name
             assert called not in ("fork", "forkserver"), name
+
+
+# What Windows lacks, or has with another meaning: its os.kill ends a process, whatever it sends.
+UNIX = {"SIGKILL", "fcntl", "fork", "geteuid", "getuid", "os.kill", "mkfifo", "resource"}
+
+
+@pytest.mark.parametrize("name", list(TREES))
+def test_nothing_is_asked_that_windows_lacks(name):
+    found = set()
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Attribute):
+            found.add("os.kill" if (node.attr, _name(node.value)) == ("kill", "os") else node.attr)
+        elif isinstance(node, ast.alias):
+            found.add(node.name)
+    # Those two ask for it on Unix only.
+    assert found & UNIX <= ({"geteuid"} if name in ONLY_ON_UNIX else set())
+
+
+ONLY_ON_UNIX = {str(Path("tests", f"test_{name}.py")) for name in ("make", "surroundings")}
 
 
 def test_a_path_with_a_space_and_an_accent(tmp_path):

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from tests.oracles import best_probabilistic_pca, probabilistic_pca
-from vae_lib.data import Batches
+from vae_lib.data import Batches, hold_out
 from vae_lib.distributions import DiagonalGaussian
-from vae_lib.model import VAE, GaussianDecoder, StandardNormal, dense_vae
+from vae_lib.evaluation import held_out_elbo
+from vae_lib.model import VAE, GaussianDecoder, GaussianMixture, StandardNormal, dense_vae
 from vae_lib.networks import linear
 from vae_lib.objectives import elbo, log_weights
 from vae_lib.states import State
@@ -178,7 +179,7 @@ def test_a_linear_vae_trains_to_the_optimum_of_probabilistic_pca():
         excess = 0.5 * spread / model.decoder.log_std.exp() ** 2
         return likelihood.log_prob(x) - excess - q.kl(model.prior())
 
-    batches = Batches(x, batch_size=50)
+    batches = Batches(x, batch_size=len(x))
     for rate in (3e-2, 3e-3):
         history = train(model, batches, exact_elbo, epochs=1000, learning_rate=rate, state=State())
     assert history[-1] == pytest.approx(wanted, abs=1e-5)
@@ -334,6 +335,20 @@ def test_the_best_is_kept_apart_from_the_last():
     assert torch.equal(weights(model), seen[3])
 
 
+def test_the_decay_of_an_average_may_change_with_the_step():
+    def after(decay):
+        model, state = small(), State()
+        train(model, Batches(images(60), 20), epochs=2, state=state, average=decay)
+        return weights(model), weights(state.averaged)
+
+    asked = []
+    last, kept = after(lambda step: asked.append(step) or 0.0)
+    assert torch.equal(kept, last)
+    assert asked == list(range(6))  # before the first step, whose weights are copied, and after
+    assert torch.equal(after(lambda step: 0.9)[1], after(0.9)[1])
+    assert not torch.equal(after(0.9)[1], last)
+
+
 def test_validation_judges_the_average_if_there_is_one():
     state, judged = State(), []
     options = {"validate": lambda model: judged.append(model) or 0.0, "average": 0.9}
@@ -373,3 +388,19 @@ def test_training_is_in_training_mode_and_leaves_the_mode_as_it_was():
 def test_what_cannot_be_meant_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         train(small(), **{"batches": Batches(images()), "epochs": 1, **change})
+
+
+def test_another_default_device_changes_nothing():
+    """The device "meta" has no numbers, so that whatever is made on it by mistake fails."""
+
+    x = images(80)
+
+    def result():
+        model = small()
+        model.prior = GaussianMixture(2, 3)
+        seen, held_out = hold_out(x, 20)
+        return train(model, Batches(seen, 20), epochs=2), held_out_elbo(model, held_out).elbo.mean
+
+    with torch.device("meta"):
+        found = result()
+    assert found == result()

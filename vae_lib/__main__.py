@@ -336,7 +336,7 @@ def _add_train(one) -> None:
     kinds = "a probability on 256 levels; of black and white; a density with one learned spread"
     option("--likelihood", kinds, choices=LIKELIHOODS)
     option("--batch-size", "pictures in a step", True, type=whole)
-    option("--learning-rate", "Adam's step size", type=float)
+    option("--learning-rate", "Adam's step size", True, type=float)
     option("--clip", "the gradient's greatest length", type=float)
     option("--held-out", "the share to score by", type=float)
     option("--seed", "of the split, the first weights, the order and the noise", type=natural)

@@ -238,7 +238,7 @@ def conv_vae(
 
     Returns:
         A model of rows of channels x height x width numbers from 0 to 1, with a Gaussian encoder
-        and a standard normal prior.
+        and a standard normal prior; on the CPU, whatever PyTorch's default device is.
 
     Raises:
         ValueError: A shape, a size or a likelihood that is none of these.
@@ -254,18 +254,19 @@ def conv_vae(
         raise ValueError(f"likelihood: expected one of {names}, got {likelihood!r}.")
     shape, latents = _checked(shape), whole("latents", latents)
     generator = seeded(seed, stream="conv_vae")
-    trunk = ConvEncoder(shape, width, generator)
-    encoder = GaussianEncoder(TwoHeads(trunk, trunk.features, latents, generator))
-    outputs = 2 if likelihood == "levels" else 1
-    network = ConvDecoder(shape, latents, width, outputs, generator)
-    if likelihood == "levels":
-        decoder = DiscretizedLogisticDecoder(_GreyAndScale(network), levels=256)
-    elif likelihood == "bits":
-        decoder = BernoulliDecoder(network)
-    else:
-        decoder = GaussianDecoder(_Grey(network))
-        nn.init.constant_(decoder.log_std, math.log(FIRST_STD))
-    return VAE(encoder, StandardNormal(latents), decoder)
+    with torch.device(generator.device):
+        trunk = ConvEncoder(shape, width, generator)
+        encoder = GaussianEncoder(TwoHeads(trunk, trunk.features, latents, generator))
+        outputs = 2 if likelihood == "levels" else 1
+        network = ConvDecoder(shape, latents, width, outputs, generator)
+        if likelihood == "levels":
+            decoder = DiscretizedLogisticDecoder(_GreyAndScale(network), levels=256)
+        elif likelihood == "bits":
+            decoder = BernoulliDecoder(network)
+        else:
+            decoder = GaussianDecoder(_Grey(network))
+            nn.init.constant_(decoder.log_std, math.log(FIRST_STD))
+        return VAE(encoder, StandardNormal(latents), decoder)
 
 
 def _checked(shape: Sequence[int]) -> tuple[int, int, int]:

@@ -221,8 +221,8 @@ def hold_out(images: Tensor, count: int = 10_000, *, seed: int = 0) -> tuple[Ten
     """
     if not 0 < whole("count", count, None) < len(tensor("images", images)):
         raise ValueError(f"count: expected 1 to {len(images) - 1} of {len(images)}, got {count}.")
-    order = torch.randperm(len(images), generator=seeded(seed, stream="hold_out"))
-    order = order.to(images.device)
+    generator = seeded(seed, stream="hold_out")
+    order = torch.randperm(len(images), generator=generator, device="cpu").to(images.device)
     return images[order[count:]], images[order[:count]]
 
 
@@ -307,7 +307,8 @@ class Batches:
         if self.shuffle:
             # Drawn on the CPU, so that the order is the same on every device.
             generator = seeded(self.seed, number, stream="order")
-            order = torch.randperm(len(self.images), generator=generator).to(device)
+            order = torch.randperm(len(self.images), generator=generator, device="cpu")
+            order = order.to(device)
         for start in range(0, len(self.images), self.batch_size):
             rows = slice(start, start + self.batch_size)
             batch = self.images[rows] if order is None else self.images[order[rows]]

@@ -296,8 +296,8 @@ class DiscretizedLogistic:
         """The expected grey of each pixel, from 0 to 1, shape (..., d)."""
         # The mean over the L - 1 borders of the probability to lie above, for some pixels at a
         # time: all pixels of a thousand images times 255 borders would take a gigabyte.
-        border = torch.arange(self.levels - 1, dtype=self.location.dtype) + 0.5
-        border = border.to(self.location.device) / (self.levels - 1)
+        alike = {"dtype": self.location.dtype, "device": self.location.device}
+        border = (torch.arange(self.levels - 1, **alike) + 0.5) / (self.levels - 1)
         some = max(1, 2**20 // (self.levels - 1))
         pixels = zip(
             self.location.reshape(-1, 1).split(some),

@@ -12,6 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
 
+from vae_lib.arguments import kind, whole
 from vae_lib.fingerprints import fingerprint
 
 __all__ = [
@@ -156,15 +157,13 @@ def image_sheet(images, columns=10, *, side=28, shape=None, row_labels=None, tit
         (5, 14, 3)
     """
     images = _checked_images(images, side) if shape is None else _pictures(images, shape)
-    if columns < 1:
-        raise ValueError(f"columns must be at least 1, got {columns}; give the images of one row")
-    columns = min(columns, len(images))
+    columns = min(whole("columns", columns), len(images))
     sheet = _tile(images, columns, line=0.12 if shape is None else 0.88)
     rows = -(-len(images) // columns)
     if row_labels is not None and len(row_labels) != rows:
         raise ValueError(
-            f"row_labels must hold one string for each of the {rows} rows, got {len(row_labels)}; "
-            "change columns or the labels"
+            f"row_labels: expected one string for each of the {rows} rows, got {len(row_labels)}. "
+            "Change columns or the labels."
         )
     height, width = images.shape[1:3]
     inches = min(0.62, 5.8 / columns)  # the width of one image, so that ten fill the page
@@ -206,16 +205,19 @@ def curves(series, *, xlabel, ylabel, colors=None, dashed=(), title=None):
         'epoch'
     """
     if not series:
-        raise ValueError("series must hold at least one {label: (x, y)}, got none; add a curve")
-    fig, ax = plt.subplots()
-    for label, (x, y) in series.items():
-        x, y = _array(x), _array(y)
+        raise ValueError("series: expected at least one {label: (x, y)}, got none. Add a curve.")
+    drawn = {
+        label: [_array(f"series[{label!r}]", values) for values in (x, y)]
+        for label, (x, y) in series.items()
+    }
+    for label, (x, y) in drawn.items():
         if x.ndim != 1 or x.shape != y.shape:
-            plt.close(fig)
             raise ValueError(
-                f"series[{label!r}] must be x and y of shape (n,), got {x.shape} and {y.shape}; "
-                "give one y for each x"
+                f"series[{label!r}]: expected x and y of shape (n,), got {x.shape} and {y.shape}. "
+                "Give one y for each x."
             )
+    fig, ax = plt.subplots()
+    for label, (x, y) in drawn.items():
         style = "--" if label in dashed else "-"
         ax.plot(x, y, style, color=(colors or {}).get(label), label=label)
     ax.set(xlabel=xlabel, ylabel=ylabel)
@@ -226,20 +228,26 @@ def curves(series, *, xlabel, ylabel, colors=None, dashed=(), title=None):
     return fig
 
 
-def _array(values):
+def _array(name, values):
     """Return a list, an array or a tensor as a float array."""
     if hasattr(values, "detach"):  # a tensor, perhaps on a graph or on another device
         values = values.detach().cpu().numpy()
-    return np.asarray(values, dtype=float)
+    try:
+        return np.asarray(values, dtype=float)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name}: expected numbers, got {kind(values)} that holds something else. Give an "
+            "array, a tensor or lists of one length."
+        ) from None
 
 
 def _checked_images(images, side):
     """Return the images with shape (n, side, side)."""
-    images = _array(images)
+    images, side = _array("images", images), whole("side", side)
     if not (images.shape[1:] in [(side * side,), (side, side)] and len(images)):
         raise ValueError(
-            f"images must have shape (n, {side * side}) or (n, {side}, {side}) with n at least 1, "
-            f"got {images.shape}; reshape them, or set side"
+            f"images: expected shape (n, {side * side}) or (n, {side}, {side}) with n at least 1, "
+            f"got {images.shape}. Reshape them, or set side."
         )
     return _finite(images).reshape(-1, side, side)
 
@@ -247,13 +255,12 @@ def _checked_images(images, side):
 def _pictures(images, shape):
     """Return pictures with shape (n, height, width), or in colour (n, height, width, 3)."""
     are_bytes = str(getattr(images, "dtype", "")).endswith("uint8")
-    images = _array(images)
-    channels, height, width = shape
+    images, (channels, height, width) = _array("images", images), shape
     row = (channels * height * width,)
     if channels not in (1, 3) or images.shape[1:] != row or not len(images):
         raise ValueError(
-            f"images must be rows of pictures with 1 or 3 channels, got {images.shape} and shape "
-            f"{tuple(shape)}; lay what has alpha on a background, or give the right shape"
+            f"images: expected rows of pictures with 1 or 3 channels, got {images.shape} and shape "
+            f"{tuple(shape)}. Lay what has alpha on a background, or give the right shape."
         )
     images = _finite(images) / (255 if are_bytes else 1)
     images = images.clip(0, 1).reshape(-1, channels, height, width)
@@ -263,7 +270,9 @@ def _pictures(images, shape):
 def _finite(images):
     """Return images as they are, refusing what cannot be drawn."""
     if not np.isfinite(images).all():
-        raise ValueError("images must be finite, got nan or inf; look at what made them")
+        raise ValueError(
+            "images: expected finite numbers, got NaN or infinity. Look at what made them."
+        )
     return images
 
 

@@ -119,8 +119,8 @@ def load_images(
         threads: How many decode at the same time. None takes one for each core.
 
     Returns:
-        The pictures, their names, and as labels the folder that each is in: the first one in
-        which their names differ.
+        The pictures, their names, and as labels the folder that each is in, which is the first
+        one in which their names differ.
 
     Raises:
         FileNotFoundError: There is nothing at `source`.
@@ -396,7 +396,7 @@ def near_duplicates(pictures: Pictures, *, bits: int = 12, levels: float = 16) -
         levels: How far the colours may differ, as the root of the mean square; 0 to 255.
 
     Returns:
-        int64 (n,): for each picture the number of its group, counted from 0.
+        For each picture the number of its group, counted from 0, int64 of shape (n,).
 
     Example:
         >>> rows = torch.tensor([[0, 0, 9, 9], [0, 0, 9, 8], [200, 0, 9, 9]], dtype=torch.uint8)
@@ -469,7 +469,8 @@ def split_groups(
             "cannot be split."
         )
     numbers = torch.from_numpy(numbers)
-    order = torch.randperm(len(names), generator=seeded(seed, stream="split_groups"))
+    generator = seeded(seed, stream="split_groups")
+    order = torch.randperm(len(names), generator=generator, device="cpu")
     taken = torch.bincount(numbers)[order].cumsum(0)
     count = int((taken[:-1] - share * len(numbers)).abs().argmin()) + 1
     held_out = torch.isin(numbers, order[:count])

@@ -143,9 +143,10 @@ class GaussianMixture(nn.Module):
     def __init__(self, latents: int, components: int, *, seed: int = 0):
         super().__init__()
         generator = seeded(seed, stream="mixture")
-        self.means = nn.Parameter(torch.randn(components, latents, generator=generator))
-        self.log_stds = nn.Parameter(torch.zeros(components, latents))
-        self.logits = nn.Parameter(torch.zeros(components))
+        means = torch.randn(components, latents, generator=generator, device="cpu")
+        self.means = nn.Parameter(means)
+        self.log_stds = nn.Parameter(torch.zeros_like(means))
+        self.logits = nn.Parameter(torch.zeros_like(means[:, 0]))
 
     def forward(self) -> Mixture:
         """Return p(z), of event shape (latents,)."""
@@ -196,7 +197,8 @@ def dense_vae(
             `torch.Generator().manual_seed(seed)`.
 
     Returns:
-        A model with a Gaussian encoder, a standard normal prior and a Bernoulli decoder.
+        A model with a Gaussian encoder, a standard normal prior and a Bernoulli decoder, on the
+        CPU, whatever PyTorch's default device is.
 
     Raises:
         ValueError: A size below 1, or no hidden layer.
@@ -211,12 +213,13 @@ def dense_vae(
     if not widths:
         raise ValueError("hidden: expected at least one width, got none.")
     generator = torch.Generator().manual_seed(whole("seed", seed, None))
-    trunk = nn.Sequential(dense(pixels, *widths, generator=generator), nn.Tanh())
-    return VAE(
-        GaussianEncoder(TwoHeads(trunk, widths[-1], latents, generator)),
-        StandardNormal(latents),
-        BernoulliDecoder(dense(latents, *reversed(widths), pixels, generator=generator)),
-    )
+    with torch.device(generator.device):
+        trunk = nn.Sequential(dense(pixels, *widths, generator=generator), nn.Tanh())
+        return VAE(
+            GaussianEncoder(TwoHeads(trunk, widths[-1], latents, generator)),
+            StandardNormal(latents),
+            BernoulliDecoder(dense(latents, *reversed(widths), pixels, generator=generator)),
+        )
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def opened(source: str | Path | Sequence[str | Path]) -> Iterator[Found]:
     """Find the files of a folder, a zip or a list, and keep them within reach.
 
     Returns:
-        A context: the files, and what is none, with the reason.
+        A context that gives the files, and what is none, with the reason.
 
     Raises:
         FileNotFoundError: There is nothing at `source`.
@@ -76,7 +76,7 @@ def opened(source: str | Path | Sequence[str | Path]) -> Iterator[Found]:
         raise ValueError(
             f"source: expected a folder, a .zip or a list of files, got {kind(source)}."
         )
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_dir():
         yield _in_folder(path)
     elif not path.exists():
@@ -96,7 +96,7 @@ def opened(source: str | Path | Sequence[str | Path]) -> Iterator[Found]:
 
 def _listed(paths: Sequence[str | Path]) -> Found:
     """Return the files of a list, named by what their paths do not share."""
-    paths = [Path(path) for path in paths]
+    paths = [Path(path).expanduser() for path in paths]
     parents = [path.absolute().parent for path in paths]
     try:
         common = os.path.commonpath(parents) if parents else ""

@@ -37,15 +37,17 @@ DEFAULTS = {
     "latents": 64,
     "width": 32,
     "batch_size": 64,
-    "learning_rate": 1e-3,
+    "learning_rate": 2e-3,
     "clip": 1000.0,
+    "average": 0.99,
     "epochs": None,  # as `enough` says
     "seed": 0,
     "device": "cpu",
 }
 FIXED_MNIST = {"size": 28, "channels": 1, "background": "black", "held_out": 1 / 7}
-FIXED_MNIST |= {"likelihood": "bits", "clip": None}
+FIXED_MNIST |= {"likelihood": "bits", "clip": None, "average": None}
 DEFAULTS_MNIST = FIXED_MNIST | {"latents": 5, "width": 500, "batch_size": 100, "epochs": 10}
+DEFAULTS_MNIST |= {"learning_rate": 1e-3}
 STEPS = 2000  # of a training that is neither a glance nor a night
 LONGEST = 128  # pixels of a side
 
@@ -69,7 +71,7 @@ def _is_shape(value) -> bool:
     return whole_numbers and value[0] in (1, 3, 4) and all(8 <= v <= LONGEST for v in value[1:])
 
 
-CLIP = _number(1e-9, 1e9, float)
+CLIP, AVERAGE = _number(1e-9, 1e9, float), _number(0, 0.99999, float)
 # Bounds above all because a recipe may come from elsewhere: no entry may fill the memory.
 ENTRIES = {
     "source": _text("a path, or mnist", r"[^\0]+"),
@@ -85,6 +87,7 @@ ENTRIES = {
     "batch_size": _number(1, 2**20),
     "learning_rate": _number(1e-9, 10, float),
     "clip": ("a number above zero, or null", lambda v: v is None or CLIP[1](v)),
+    "average": ("a decay from 0 to below 1, or null", lambda v: v is None or AVERAGE[1](v)),
     "epochs": _number(1, 10**6),
     "seed": _number(0, 2**63 - 1),
     "device": _text("the name of a device, such as cpu or cuda", "[a-z]+(:[0-9]+)?"),
@@ -109,6 +112,8 @@ class Recipe:
         batch_size: Pictures in a step.
         learning_rate: Adam's step size.
         clip: The gradient's greatest length, or None.
+        average: The decay of an average of the weights, which is what is scored and kept; see
+            `forgetting`. None keeps the last weights.
         epochs: How many there are to be in all.
         seed: Of the split, the first weights, the order and the noise.
         device: Where it is trained.
@@ -130,6 +135,7 @@ class Recipe:
     batch_size: int
     learning_rate: float
     clip: float | None
+    average: float | None
     epochs: int
     seed: int
     device: str
@@ -178,6 +184,14 @@ class Recipe:
             return dense_vae(math.prod(self.shape), self.width, self.latents, seed=self.seed)
         options = {"width": self.width, "likelihood": self.likelihood, "seed": self.seed}
         return conv_vae(self.shape, self.latents, **options)
+
+    def forgetting(self, step: int) -> float:
+        """Return the decay of the average at a step: less at first, so that it is not far behind.
+
+        Arguments:
+            step: Counted from 0.
+        """
+        return min(self.average, (1 + step) / (10 + step))
 
     def floats(self, pictures: Tensor) -> Tensor:
         """Turn bytes into what the model learns: ones and zeros, or 256 levels from 0 to 1."""

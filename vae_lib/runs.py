@@ -189,7 +189,7 @@ class Run:
 
     @property
     def model(self) -> VAE:
-        """The trained model: as it is on disk, or as `train` left it.
+        """The trained model, as it is on disk or as `train` left it.
 
         Raises:
             FileNotFoundError: There are no weights yet.
@@ -245,11 +245,13 @@ class Run:
         state = State(self.folder / "state.safetensors", every=EVERY)
         options = {"learning_rate": recipe.learning_rate, "clip": recipe.clip}
         options |= {"seed": recipe.seed, "state": state}
-        options["after_epoch"] = lambda _: self._judged(state)
+        options["average"] = None if recipe.average is None else recipe.forgetting
+        options["after_epoch"] = lambda _: self._judged(model, state)
         drawn = -math.inf
         # An epoch a call, so that the state on disk is never older than what is written after it.
         for number in range(max(1, seen), epochs + 1):
             train(model, batches, epochs=number, **options)
+            self._model = _kept(model, state)
             if state.step == 0:  # else the weights are those of the middle of the next epoch
                 self._save(state)
                 if number == epochs or time.monotonic() - drawn > DRAW_EVERY:
@@ -272,8 +274,9 @@ class Run:
         rows = data.learnt.to(where)
         return Batches(rows, recipe.batch_size, seed=recipe.seed, transform=look_up)
 
-    def _judged(self, state: State) -> dict:
+    def _judged(self, model: VAE, state: State) -> dict:
         """Score the held-out pictures after an epoch."""
+        self._model = _kept(model, state)
         elbo = self._elbo(self.held_out)
         row = {"held_out": elbo.mean, "standard_error": elbo.standard_error}
         if not self._density():
@@ -450,6 +453,11 @@ class Run:
         """Write pictures, floats from 0 to 1, one a row, as a PNG sheet: whole or not at all."""
         zoom = max(1, SHOWN // max(self.recipe.shape))
         images.save_sheet(file, rows, self.recipe.shape, columns, zoom=zoom)
+
+
+def _kept(model: VAE, state: State) -> VAE:
+    """Return what a training is for: the average of the weights, where there is one."""
+    return model if state.averaged is None else state.averaged
 
 
 def _curve(history: list[dict]) -> bytes:

@@ -4,11 +4,13 @@ import hashlib
 import time
 import warnings
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vae_lib import checkpoints
 from vae_lib.data import Batches
@@ -201,10 +203,20 @@ class State:
             setattr(self, name, description[name])
 
 
+def running_average(model: nn.Module, decay: Callable[[int], float], state: State) -> AveragedModel:
+    """Copy a model, to keep the average of its weights with the decay that each step has."""
+
+    def average_in(kept, new, _):
+        get_ema_multi_avg_fn(decay(state.steps))(kept, new, _)
+
+    return AveragedModel(model, multi_avg_fn=average_in)
+
+
 def described(batches: Batches) -> dict:
     """Return what the order and the content of batches depend on; of the images, a sample."""
     images = batches.images
-    rows = images[torch.linspace(0, len(images) - 1, 16).long().to(images.device)]
+    sample = torch.linspace(0, len(images) - 1, 16, device="cpu").long()
+    rows = images[sample.to(images.device)]
     content = rows.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
     return {
         "images": f"{tuple(images.shape)} {hashlib.sha256(content).hexdigest()[:12]}",

@@ -13,14 +13,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from vae_lib.arguments import kind, real, whole
 from vae_lib.data import Batches, seeded
 from vae_lib.model import switched
 from vae_lib.objectives import elbo
-from vae_lib.states import State, described
+from vae_lib.states import State, described, running_average
 
 Objective = Callable[[nn.Module, Tensor, torch.Generator], Tensor]
 MOST_SKIPPED = 10  # steps in a row
@@ -41,7 +40,7 @@ def train(
     after_epoch: Callable[[int], dict | None] | None = None,
     validate: Callable[[nn.Module], float] | None = None,
     clip: float | None = None,
-    average: float | None = None,
+    average: float | Callable[[int], float] | None = None,
     skip: bool = False,
     state: State | str | Path | None = None,
 ) -> list[float]:
@@ -72,7 +71,8 @@ def train(
         clip: The gradient's greatest length (its norm over all weights); longer ones are
             shortened to it. None shortens none.
         average: The decay, at least 0 and below 1, of an exponential moving average of the
-            weights, kept in `State.averaged`: after each step it keeps this share of itself.
+            weights, kept in `State.averaged`: after each step it keeps this share of itself. Or
+            a function that gives it for each step, counted from 0 over all epochs.
         skip: Leave out a step whose objective or gradient is not finite, and count it in the
             history, in place of raising; ten in a row raise all the same.
         state: A `State`, or the path of its file. None starts anew.
@@ -109,19 +109,20 @@ def train(
         real("learning_rate", learning_rate)
     if clip is not None and not real("clip", clip) > 0:
         raise ValueError(f"clip: expected a number above zero or None, got {clip}.")
-    if average is not None and not 0 <= real("average", average) < 1:
+    decay = average if callable(average) else lambda step: average
+    if average is not None and not 0 <= real("average", decay(0)) < 1:
         raise ValueError(f"average: expected a decay from 0 to below 1 or None, got {average}.")
     state = State.given(state, model)
     rate = learning_rate if callable(learning_rate) else lambda step: learning_rate
     # The fused form does the same arithmetic in one pass over the weights.
     optimizer = torch.optim.Adam(model.parameters(), lr=rate(0), fused=True)
     copied = average is not None and state._recipe is None
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average)) if copied else None
+    averaged = running_average(model, decay, state) if copied else None
     recipe = {
         "seed": seed,
         "learning rate": None if callable(learning_rate) else learning_rate,
         "clip": clip,
-        "average": average,
+        "average": "a function" if callable(average) else average,
         **described(batches),
     }
     state._start(model, optimizer, averaged, recipe, epochs)
