@@ -2,8 +2,8 @@
 
     python -m vae_lib.recorded.own_split
 
-A design is drawn in up to six tones of skin. Held out at random, a picture leaves its other tones
-among those that are learnt from; held out by design, it leaves none. Three folds for each way
+Most designs are drawn in several tones of skin. Held out at random, a picture leaves other tones
+of it among those to learn from; held out by design, it leaves none. Three folds for each way
 hold every picture out once, so both ways are compared on the same pictures. The seventh run is
 the network that the chapter looks at: it learns from nine tenths, split by design.
 """
