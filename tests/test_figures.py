@@ -142,6 +142,40 @@ def test_a_sheet_lays_images_out_in_rows():
     assert record["artists"][0]["clim"] == [0.0, 1.0]
 
 
+def test_pictures_keep_their_colours_and_their_proportions():
+    # Channel by channel: each picture has one red, one green and one blue pixel in its first row.
+    picture = np.zeros((3, 2, 4), np.uint8)
+    picture[0, 0, 0] = picture[1, 0, 1] = picture[2, 0, 2] = 255
+    fig = image_sheet(picture.reshape(1, -1).repeat(3, axis=0), columns=2, shape=(3, 2, 4))
+    sheet = np.asarray(fig.axes[0].images[0].get_array())
+    assert sheet.shape == (5, 9, 3)
+    assert np.array_equal(sheet[:2, 5:], picture.transpose(1, 2, 0) / 255)
+    assert (sheet[2] == 0.88).all()  # the line between
+    assert (sheet[3:, 5:] == 1).all()  # no fourth picture: paper
+    assert sheet[0, :3].tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    record = fingerprint(fig)["axes"][0]["artists"][0]
+    assert record["shape"] == "5 x 9 x 3"
+    width, height = fig.get_size_inches()
+    assert width == pytest.approx(2 * height)
+    floats = image_sheet(picture.reshape(1, -1) / 255, shape=(3, 2, 4))
+    assert np.array_equal(np.asarray(floats.axes[0].images[0].get_array()), sheet[:2, :4])
+
+
+def test_grey_pictures_are_light_where_their_numbers_are_large():
+    fig = image_sheet(np.array([[0.0, 1.0]]), shape=(1, 1, 2))
+    (image,) = fig.axes[0].images
+    assert image.get_cmap().name == "gray"
+    assert image.to_rgba(image.get_array())[0, :, 0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "shape"), [(np.zeros((2, 9)), (3, 2, 2)), (np.zeros((2, 16)), (4, 2, 2))]
+)
+def test_pictures_of_another_shape_or_with_alpha_are_refused(rows, shape):
+    with pytest.raises(ValueError, match="images: expected rows of pictures"):
+        image_sheet(rows, shape=shape)
+
+
 def test_a_sheet_and_each_image_on_it_stand_upright():
     # Left to right, then down; each image has its ink at the top right, and no two are alike.
     images = np.zeros((6, 4, 4))

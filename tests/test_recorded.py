@@ -7,14 +7,18 @@ import torch
 from safetensors.torch import load_file
 
 from vae_lib.checkpoints import RECORDED, load
-from vae_lib.data import MNIST, binarize, load_mnist, seeded
+from vae_lib.convolutional import conv_vae
+from vae_lib.data import MNIST, binarize, load_mnist, quantize, seeded
 from vae_lib.evaluation import LogLikelihood, held_out_elbo, log_likelihood
+from vae_lib.images import EMOJI, load_images
 from vae_lib.model import dense_vae
+from vae_lib.recorded import own_split
 from vae_lib.records import checksums
 
 NAMES = sorted({path.stem for path in RECORDED.glob("*.json")})
 ROOT = MNIST.parents[2]
 SCRIPTS = sorted(ROOT.glob("vae_lib/recorded/[!_]*.py"))
+DATA = {"own_split": EMOJI}  # of the others it is MNIST
 
 
 @pytest.mark.parametrize(
@@ -59,12 +63,39 @@ def test_a_network_of_burda_still_scores_what_was_recorded(name):
     )
 
 
+def test_the_emoji_network_still_scores_what_was_recorded():
+    pictures = load_images(EMOJI, channels=3, background="white")
+    model = conv_vae(pictures.shape)
+    recipe = load(RECORDED / "own-emoji", model)
+    _, held = own_split.rows_of({"split": "chapter"}, pictures)
+    elbo = held_out_elbo(model, quantize(pictures.images[held], 256)).elbo
+    assert elbo.mean == pytest.approx(recipe["elbo"], abs=1)  # of thousands
+    assert elbo.standard_error == pytest.approx(recipe["standard_error"], abs=0.5)
+
+
+@pytest.mark.parametrize("way", ["at random", "by design"])
+def test_each_way_of_holding_out_holds_every_emoji_out_once(way):
+    pictures = load_images(EMOJI, channels=3, background="white")
+    runs = json.loads((RECORDED / "own-split.json").read_text(encoding="utf-8"))["runs"]
+    runs = [run for run in runs if run["split"] == way]
+    rows = [row for run in runs for row in run["rows"]]
+    assert sorted(rows) == list(range(len(pictures)))
+    for run in runs:
+        learnt, held = own_split.rows_of(run, pictures)
+        assert held.tolist() == run["rows"]
+        assert not set(learnt.tolist()) & set(held.tolist())
+        designs = [{pictures.names[row].split(".")[0] for row in part} for part in (learnt, held)]
+        assert bool(designs[0] & designs[1]) == (way == "at random")
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_a_recorded_run_belongs_to_its_script(script):
     record = json.loads(
         (RECORDED / f"{script.stem.replace('_', '-')}.json").read_text(encoding="utf-8")
     )
-    assert record["sha256"] == checksums([script, MNIST]), "the code changed: record again"
+    assert record["sha256"] == checksums([script, DATA.get(script.stem, MNIST)]), (
+        "the code changed: record again"
+    )
     assert record["runs"]
 
 

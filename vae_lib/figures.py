@@ -128,14 +128,16 @@ def show(fig):
 # ---------------------------------------------------------------- the figures that the book repeats
 
 
-def image_sheet(images, columns=10, *, side=28, row_labels=None, title=None):
-    """Draw images as one sheet, row by row, dark ink on white.
+def image_sheet(images, columns=10, *, side=28, shape=None, row_labels=None, title=None):
+    """Draw images as one sheet, row by row: dark ink on white, or pictures in their own colours.
 
     Arguments:
         images: array or tensor of shape (n, side * side) or (n, side, side); 0 is paper and 1 is
-            ink, and what lies outside is drawn as the nearer of the two.
+            ink, and what lies outside is drawn as the nearer of the two. With `shape`, rows of
+            shape (n, channels * height * width): 0 is black, and white is 1, or 255 of bytes.
         columns: how many images a row holds, at least 1.
         side: height and width of one image, in pixels.
+        shape: (channels, height, width) of a picture, with 1 channel or 3; None for ink.
         row_labels: one string for each row, or None.
         title: a string, or None.
 
@@ -150,23 +152,29 @@ def image_sheet(images, columns=10, *, side=28, row_labels=None, title=None):
         >>> fig = image_sheet(np.eye(4).reshape(1, 16).repeat(6, axis=0), columns=3, side=4)
         >>> fig.axes[0].images[0].get_array().shape  # 2 x 3 images, a gap of one between them
         (9, 14)
+        >>> fig = image_sheet(np.zeros((6, 24), np.uint8), columns=3, shape=(3, 2, 4))
+        >>> fig.axes[0].images[0].get_array().shape
+        (5, 14, 3)
     """
-    images = _checked_images(images, side)
+    images = _checked_images(images, side) if shape is None else _pictures(images, shape)
     columns = min(whole("columns", columns), len(images))
-    sheet = _tile(images, columns)
+    sheet = _tile(images, columns, line=0.12 if shape is None else 0.88)
     rows = -(-len(images) // columns)
     if row_labels is not None and len(row_labels) != rows:
         raise ValueError(
             f"row_labels: expected one string for each of the {rows} rows, got {len(row_labels)}. "
             "Change columns or the labels."
         )
-    inches = min(0.62, 5.8 / columns)  # of one image, so that ten fill the page
+    height, width = images.shape[1:3]
+    inches = min(0.62, 5.8 / columns)  # the width of one image, so that ten fill the page
     extra = (0.9 if row_labels else 0.0, 0.35 if title else 0.0)
-    fig, ax = plt.subplots(figsize=(inches * columns + extra[0], inches * rows + extra[1]))
-    ax.imshow(sheet, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    size = (inches * columns + extra[0], inches * height / width * rows + extra[1])
+    fig, ax = plt.subplots(figsize=size)
+    colours = "gray_r" if shape is None else "gray"  # of colour pictures it is not asked
+    ax.imshow(sheet, cmap=colours, vmin=0, vmax=1, interpolation="nearest")
     ax.spines[:].set_visible(False)
     ax.set_xticks([])
-    centres = [row * (side + 1) + (side - 1) / 2 for row in range(rows)] if row_labels else []
+    centres = [row * (height + 1) + (height - 1) / 2 for row in range(rows)] if row_labels else []
     ax.set_yticks(centres, row_labels or [])
     ax.tick_params(length=0)
     if title:
@@ -241,20 +249,41 @@ def _checked_images(images, side):
             f"images: expected shape (n, {side * side}) or (n, {side}, {side}) with n at least 1, "
             f"got {images.shape}. Reshape them, or set side."
         )
+    return _finite(images).reshape(-1, side, side)
+
+
+def _pictures(images, shape):
+    """Return pictures with shape (n, height, width), or in colour (n, height, width, 3)."""
+    are_bytes = str(getattr(images, "dtype", "")).endswith("uint8")
+    images, (channels, height, width) = _array("images", images), shape
+    row = (channels * height * width,)
+    if channels not in (1, 3) or images.shape[1:] != row or not len(images):
+        raise ValueError(
+            f"images: expected rows of pictures with 1 or 3 channels, got {images.shape} and shape "
+            f"{tuple(shape)}. Lay what has alpha on a background, or give the right shape."
+        )
+    images = _finite(images) / (255 if are_bytes else 1)
+    images = images.clip(0, 1).reshape(-1, channels, height, width)
+    return images[:, 0] if channels == 1 else images.transpose(0, 2, 3, 1)
+
+
+def _finite(images):
+    """Return images as they are, refusing what cannot be drawn."""
     if not np.isfinite(images).all():
         raise ValueError(
             "images: expected finite numbers, got NaN or infinity. Look at what made them."
         )
-    return images.reshape(-1, side, side)
+    return images
 
 
-def _tile(images, columns):
-    """Lay images of shape (n, side, side) out in rows, a light line of one pixel between them."""
-    n, side, _ = images.shape
+def _tile(images, columns, line):
+    """Lay images of shape (n, height, width, ...) out in rows, a light line between them."""
+    n, height, width, *colours = images.shape
     rows = -(-n // columns)
-    sheet = np.zeros((rows * (side + 1) - 1, columns * (side + 1) - 1))
-    sheet[side :: side + 1] = sheet[:, side :: side + 1] = 0.12
+    size = (rows * (height + 1) - 1, columns * (width + 1) - 1, *colours)
+    sheet = np.full(size, float(round(line)))  # paper, where the last row is not full
+    sheet[height :: height + 1] = sheet[:, width :: width + 1] = line
     for index, image in enumerate(images):
-        top, left = (side + 1) * (index // columns), (side + 1) * (index % columns)
-        sheet[top : top + side, left : left + side] = image
+        top, left = (height + 1) * (index // columns), (width + 1) * (index % columns)
+        sheet[top : top + height, left : left + width] = image
     return sheet

@@ -1,0 +1,67 @@
+"""The page with the bare recipe, and the commands in its chapter: do they run as they stand?"""
+
+import re
+import shlex
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image
+
+from vae_lib.__main__ import main
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "book" / "recipe.md").read_text(encoding="utf-8")
+CHAPTER = "\n".join(
+    cell.source
+    for cell in nbformat.read(ROOT / "chapters" / "18-your-own-data.ipynb", as_version=4).cells
+    if cell.cell_type == "markdown"
+)
+
+
+def blocks(text, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with pictures of two sizes, and with what is none."""
+    (tmp_path / "pictures").mkdir()
+    draw = np.random.default_rng(0)
+    names = ["pictures/one.png", "pictures/two.png", "cat.png", "dog.png"]
+    for name in [*names, *(f"pictures/{number}.webp" for number in range(38))]:
+        size = (40, 36) if name.endswith("png") else (32, 32)
+        patches = Image.fromarray(draw.integers(0, 256, (4, 4, 3), np.uint8))
+        patches.resize(size, Image.Resampling.NEAREST).save(tmp_path / name, lossless=True)
+    (tmp_path / "pictures" / "notes.txt").write_text("no picture", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("text", [PAGE, CHAPTER], ids=["page", "chapter"])
+def test_the_commands_run_as_they_stand(text, folder):
+    (block,) = blocks(text, "sh")
+    commands = [shlex.split(line, comments=True) for line in block.splitlines()]
+    assert {name for _, name, *_ in commands} == {
+        "train",
+        "score",
+        "sample",
+        "reconstruct",
+        "walk",
+        "encode",
+    }
+    for program, *arguments in commands:
+        assert program == "vae"
+        assert main(arguments) == 0, arguments
+    written = {"back.png", "samples.png", "walk.png", "latents.npz", "runs"}
+    assert written <= {path.name for path in folder.iterdir()}
+
+
+def test_the_python_runs_as_it_stands(folder, capsys):
+    (block,) = blocks(PAGE, "python")
+    exec(compile(block, "book/recipe.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert "skipped notes.txt" in said
+    assert re.search(r"ELBO: -\d+\.\d\d ± \d+\.\d\d nats", said)
+    assert {"pictures.safetensors", "samples.png"} <= {path.name for path in folder.iterdir()}
