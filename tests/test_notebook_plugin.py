@@ -199,8 +199,16 @@ def test_what_passes_and_what_fails(cases, number, case):
     assert outcome == ("passed" if case.passes else "failure"), text
 
 
+STORED_ON_STDERR = ("stderr in the file", "stderr in both")
+
+
 def test_the_unbroken_cells_are_a_fair_background(cases):
-    assert cases["cases, stored outputs"][0] == cases["cases, Cell 1"][0] == "passed"
+    assert cases["cases, Cell 1"][0] == "passed"
+    outcome, text, _ = cases["cases, stored outputs"]
+    stored = [number for number, case in enumerate(CASES, 2) if case.name in STORED_ON_STDERR]
+    assert outcome == "failure"
+    said = f"text on stderr, as a bar or a warning leaves it, in cells {stored}; `make run` stores "
+    assert set(text.removeprefix("Failed: ").splitlines()) == {f"{said}outputs"}
     assert len(cases) == len(CASES) + 2
 
 

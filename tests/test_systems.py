@@ -122,11 +122,15 @@ def test_nothing_is_asked_that_windows_lacks(name):
             found.add("os.kill" if (node.attr, _name(node.value)) == ("kill", "os") else node.attr)
         elif isinstance(node, ast.alias):
             found.add(node.name)
-    # Those two ask for it on Unix only.
-    assert found & UNIX <= ({"geteuid"} if name in ONLY_ON_UNIX else set())
+    assert found & UNIX <= ONLY_ON_UNIX.get(Path(name).name, set())
 
 
-ONLY_ON_UNIX = {str(Path("tests", f"test_{name}.py")) for name in ("make", "surroundings")}
+# These ask for it on Unix only.
+ONLY_ON_UNIX = {
+    "test_make.py": {"geteuid"},
+    "test_surroundings.py": {"geteuid"},
+    "test_picture_files.py": {"mkfifo"},
+}
 
 
 def test_a_path_with_a_space_and_an_accent(tmp_path):
