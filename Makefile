@@ -117,7 +117,10 @@ packages = pathlib.Path(sysconfig.get_path("purelib"))
 (packages / "vae_book.pth").write_text(os.path.relpath(".", packages))
 # The command line: such a script would come with an installed package, and hold the folder's name.
 vae = pathlib.Path("$(VENV)/bin/vae")
-vae.write_text('#!/bin/sh\nPYTHONPATH= exec "$${0%/*}/python" -m vae_lib "$$@"\n')
+# Ctrl-C in the seconds of the imports ends it without a word.
+start = "import signal; signal.signal(2, signal.SIG_DFL); from vae_lib.__main__ import main; "
+start += "signal.signal(2, signal.default_int_handler); raise SystemExit(main())"
+vae.write_text(f"""#!/bin/sh\nPYTHONPATH= exec "$${{0%/*}}/python" -P -c '{start}' "$$@"\n""")
 vae.chmod(0o755)
 place, here = pathlib.Path("$(VENV)/place"), os.fsencode(os.getcwd())
 old = place.read_bytes().strip() if place.exists() else here

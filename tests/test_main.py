@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from tests.surroundings import ROOT
@@ -108,8 +109,9 @@ def test_train_says_what_it_found(source, tmp_path, monkeypatch, capsys):
     assert lines[1].startswith("skipped notes.txt: ")
     number = r"-?\d+\.\d+"
     epoch = f"epoch 1 of 1: learnt from {number}, held out {number} ± {number} nats, {number} bits"
-    assert re.match(epoch, lines[2])
-    assert lines[3].startswith(f"the run is in {Path('runs', 'own')}; ")
+    assert "the higher the better" in lines[2]
+    assert re.match(epoch, lines[3])
+    assert lines[4].startswith(f"the run is in {Path('runs', 'own')}. ")
     assert (tmp_path / "runs" / "own" / "weights.safetensors").exists()
 
 
@@ -122,10 +124,13 @@ def test_a_size_that_was_chosen_for_you_is_said(source, tmp_path, capsys):
 def test_the_same_command_goes_on(source, trained, tmp_path, capsys):
     run = shutil.copytree(trained, tmp_path / "run")
     assert train(source, "-o", run, "--epochs", 2) == 0
-    assert f"going on with {run}, which has 2 of 2" in capsys.readouterr().out
+    assert f"{run} has all its 2 epochs; a greater --epochs prolongs it" in capsys.readouterr().out
     assert same(run, trained)
     assert main(["train", str(source), "-o", str(run), "--epochs", "3"]) == 0
-    assert "epoch 3 of 3" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"going on with {run}, which has 2 of 3" in out
+    assert "epoch 3 of 3" in out
+    assert contents(run).keys() == contents(trained).keys()  # no lock is left
 
 
 def test_a_zip_is_a_source(source, trained, tmp_path, monkeypatch, capsys):
@@ -168,6 +173,47 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(source, trained, tmp_path
     assert same(run, trained)
 
 
+def test_a_lost_state_begins_nothing_anew(source, trained, tmp_path, capsys):
+    run = shutil.copytree(trained, tmp_path / "run")
+    (run / "state.safetensors").unlink()
+    before = contents(run)
+    said = refused(capsys, ["train", source, "-o", run, *QUICK])
+    assert "from which to go on, is gone" in said
+    assert contents(run) == before
+
+
+def test_one_training_at_a_time(source, trained, tmp_path, capsys):
+    run = shutil.copytree(trained, tmp_path / "run")
+    with FileLock(run / ".lock"):
+        said = refused(capsys, ["train", source, "-o", run, *QUICK, "--epochs", "3"])
+    assert "another training is at work in" in said
+
+
+def test_pictures_that_changed_are_named(source, trained, tmp_path, capsys):
+    run = shutil.copytree(trained, tmp_path / "run")
+    other = shutil.copytree(source, tmp_path / "other")
+    (other / "cats" / "00.png").rename(other / "dogs" / "new.png")
+    said = refused(capsys, ["train", other, "-o", run])
+    assert "differs from them: dogs/new.png is new, cats/00.png is missing. Give" in said
+    (other / "dogs" / "new.png").rename(other / "cats" / "00.png")
+    shutil.copy(other / "cats" / "01.png", other / "cats" / "00.png")
+    assert "differs from them: a picture was changed. Give" in refused(
+        capsys, ["train", other, "-o", run]
+    )
+
+
+def test_no_picture_is_written_over(source, trained, tmp_path, capsys):
+    own = source / "cats" / "00.png"
+    mine = shutil.copy(own, tmp_path / "mine.png")
+    before = own.read_bytes()
+    for command in (["reconstruct", trained, mine], ["walk", trained, own, mine]):
+        for output in (mine, own, source / "new.png"):
+            said = refused(capsys, [*command, "-o", output])
+            assert "expected a file that is none of the pictures and not among them" in said
+    assert own.read_bytes() == before == (tmp_path / "mine.png").read_bytes()
+    assert not (source / "new.png").exists()
+
+
 def test_ctrl_c_says_how_to_go_on(source, trained, tmp_path, monkeypatch, capsys):
     run = shutil.copytree(trained, tmp_path / "run")
 
@@ -187,8 +233,12 @@ def test_score(source, trained, tmp_path, capsys):
     assert out.startswith("3 pictures, 8 x 8, 3 channels, held out\n")
     scores = {
         name: [float(value) for value in re.findall(r"-?\d+\.\d+", line)]
-        for name, line in zip(("elbo", "log p", "bits"), out.splitlines()[1:], strict=True)
+        for name, line in zip(("elbo", "log p", "bits"), out.splitlines()[1:4], strict=True)
     }
+    names = csv.DictReader(listed.open(encoding="utf-8", newline=""))
+    worst = [row["name"] for row in sorted(names, key=lambda row: float(row["elbo_nats"]))]
+    said = f"wrote {sheet}: the worst, below each what comes back: {', '.join(worst)}"
+    assert out.splitlines()[4] == said
     with listed.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 3
@@ -233,6 +283,7 @@ def test_reconstruct_takes_any_size(trained, tmp_path, capsys):
     assert main(["reconstruct", str(trained), *files, "-o", str(tmp_path / "back.png")]) == 0
     lines = capsys.readouterr().out.splitlines()
     pattern = r"\S+: ELBO -?\d+\.\d\d nats, \d+\.\d{4} bits per dimension"
+    assert lines.pop() == f"wrote {tmp_path / 'back.png'}: below each picture what comes back"
     assert len(lines) == 2
     assert all(re.fullmatch(pattern, line) for line in lines), lines
     sheet = np.asarray(Image.open(tmp_path / "back.png"))

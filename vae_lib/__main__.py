@@ -14,6 +14,7 @@ from vae_lib import checkpoints
 from vae_lib.recipes import DEFAULTS, DEFAULTS_MNIST, LIKELIHOODS, MNIST, described, table
 from vae_lib.runs import Run, device
 
+MOST_COLUMNS = 12  # of a sheet
 LISTED = 10  # pictures that were skipped, and worst ones
 
 OVERVIEW = """\
@@ -119,11 +120,14 @@ def _complain(text: str, status: int) -> int:
 
 def _reason(error: Exception) -> str:
     """Say what went wrong and what to do; raise again what is a fault of this program."""
+    name = Path(getattr(error, "filename", None) or "")
+    if name.suffix == ".partial":  # what a file is called until it is whole
+        name = name.with_name(name.stem.removeprefix("."))
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        where = f" while writing {error.filename}" if error.filename else ""
+        where = f" while writing {name}" if name.name else ""
         return f"the disk is full{where}. Free some space; the same command goes on."
     if isinstance(error, OSError) and error.errno is not None:
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{name}: " if name.name else ""
         return f"{where}{error.strerror}. Give another path, or change its permissions."
     if isinstance(error, MemoryError | RuntimeError):
         if isinstance(error, RuntimeError) and "memory" not in str(error):
@@ -151,11 +155,16 @@ def train(chosen) -> None:
     _list_skipped(pictures.skipped)
     if new and chosen.size is None and chosen.source != MNIST:
         print(f"each brought to {run.size}; --size chooses another size")
-    seen = run.epochs
-    if seen:
-        print(f"going on with {folder}, which has {seen} of {chosen.epochs or run.recipe.epochs}")
+    seen, wanted = run.epochs, chosen.epochs or run.recipe.epochs
+    if seen == wanted:
+        print(f"{folder} has all its {seen} epochs; a greater --epochs prolongs it")
+    elif 0 < seen < wanted:
+        print(f"going on with {folder}, which has {seen} of {wanted}")
+    if seen < wanted:
+        print("the ELBO is in nats, the higher the better; of bits, the fewer", flush=True)
     run.train(chosen.epochs, report=lambda row: _print_epoch(row, run.recipe.epochs))
-    print(f"the run is in {folder}; look at its samples.png and reconstructions.png")
+    print(f"the run is in {folder}. Look at its curve.png, at samples.png (drawn from the prior, ")
+    print("without noise) and reconstructions.png (held-out pictures, below each what comes back)")
 
 
 def _name(source: str) -> str:
@@ -198,8 +207,10 @@ def score(chosen) -> None:
         print(f"bits per dimension  {bits.mean:.4f} ± {bits.standard_error:.4f}, by the ELBO")
     if chosen.csv:
         checkpoints.write({chosen.csv: _scores(pictures, found)})
-    worst = found.elbo.values.argsort()[:LISTED].cpu()
-    run.compare(chosen.worst or run.folder / "worst.png", pictures[worst])
+    worst = pictures[found.elbo.values.argsort()[:LISTED].cpu()]
+    sheet = chosen.worst or run.folder / "worst.png"
+    run.compare(sheet, worst)
+    print(f"wrote {sheet}: the worst, below each what comes back: {', '.join(worst.names)}")
 
 
 def _scores(pictures, found) -> bytes:
@@ -215,24 +226,30 @@ def sample(chosen) -> None:
     run = _opened(chosen)
     rows = run.sample(chosen.number, mean=chosen.mean, seed=chosen.seed)
     run.sheet(chosen.output, rows)
+    kind = "the decoder's means" if chosen.mean else "with each pixel's noise (--mean is without)"
+    print(f"wrote {chosen.output}: {len(rows)} drawn from the prior, {kind}")
 
 
 def reconstruct(chosen) -> None:
     """Send pictures through the network, and say what they cost."""
     run = _opened(chosen)
+    run.check_output(chosen.output, *chosen.pictures)
     pictures = _own(run, chosen.pictures)
     elbos, bits = run.costs(pictures)
     for row, name in enumerate(pictures.names):
         line = f"{name}: ELBO {elbos[row]:.2f} nats"
         print(line + (f", {bits[row]:.4f} bits per dimension" if bits is not None else ""))
     run.compare(chosen.output, pictures)
+    print(f"wrote {chosen.output}: below each picture what comes back")
 
 
 def walk(chosen) -> None:
     """Walk from one picture to another."""
     run = _opened(chosen)
+    run.check_output(chosen.output, chosen.first, chosen.last)
     ends = _own(run, [chosen.first, chosen.last])
-    run.sheet(chosen.output, run.walk(ends, chosen.steps), chosen.steps + 2)
+    run.sheet(chosen.output, run.walk(ends, chosen.steps), min(chosen.steps + 2, MOST_COLUMNS))
+    print(f"wrote {chosen.output}: first and last the pictures, between them {chosen.steps} steps")
 
 
 def encode(chosen) -> None:
@@ -243,7 +260,7 @@ def encode(chosen) -> None:
     pack = _latents_table if chosen.output.suffix == ".csv" else _latents_arrays
     checkpoints.write({chosen.output: pack(pictures, means, log_stds)})
     _list_skipped(pictures.skipped)
-    print(f"{described(pictures)}: {means.shape[1]} latents each")
+    print(f"wrote {chosen.output}: {described(pictures)}; {means.shape[1]} latents each")
 
 
 def _latents_table(pictures, means, log_stds) -> bytes:
@@ -373,7 +390,8 @@ def _add_walk(one) -> None:
 
 def _add_encode(one) -> None:
     one.add_argument("source", metavar="SOURCE", help="a folder, a .zip, or mnist")
-    one.add_argument("-o", "--output", metavar="FILE", type=latents, default=Path("latents.npz"))
+    text, default = "an .npz or .csv (default: latents.npz)", Path("latents.npz")
+    one.add_argument("-o", "--output", metavar="FILE", type=latents, default=default, help=text)
 
 
 def _add_sheet(one, name: str) -> None:

@@ -94,6 +94,18 @@ ENTRIES = {
 }
 
 
+class OtherPictures(ValueError):
+    """The pictures of a run are no longer those it was begun with.
+
+    Attributes:
+        names: Of the pictures that are there.
+    """
+
+    def __init__(self, names: list[str]):
+        super().__init__("source: expected the pictures that the run was begun with. Give them.")
+        self.names = names
+
+
 @dataclass(frozen=True)
 class Recipe:
     """All that is needed to load the pictures of a run again and to build its model.
@@ -245,7 +257,8 @@ class Data:
         """Load the pictures of a recipe, and check that they are those it was begun with.
 
         Raises:
-            ValueError: They are others, or are split otherwise.
+            OtherPictures: They are others.
+            ValueError: They are split otherwise.
         """
         channels, *sides = recipe.shape
         options = {"held_out": recipe.held_out, "seed": recipe.seed}
@@ -254,11 +267,7 @@ class Data:
         facts = data.facts()
         split = facts.pop("split")
         if any(getattr(recipe, name) != value for name, value in facts.items()):
-            raise ValueError(
-                f"source: the run was begun with {recipe.count:,} pictures, and what lies in "
-                f"{recipe.source} now differs from them. Give the same pictures, or begin another "
-                "run elsewhere with -o."
-            )
+            raise OtherPictures(data.pictures.names)
         if split != recipe.split:
             raise ValueError(
                 "split: this version of vae_lib holds out other pictures than the run did. Go on "

@@ -6,17 +6,20 @@ it can carry code: `recipe.json`, `weights.safetensors` with `weights.json`, `st
 the pictures `curve.png`, `samples.png` and `reconstructions.png`.
 """
 
+import csv
 import io
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import matplotlib as mpl
 import torch
+from filelock import FileLock, Timeout
 from matplotlib import pyplot as plt
 from torch import Tensor
 
@@ -33,6 +36,7 @@ from vae_lib.recipes import (
     FIXED_MNIST,
     MNIST,
     Data,
+    OtherPictures,
     Recipe,
     enough,
     located,
@@ -169,7 +173,7 @@ class Run:
                     "with -o."
                 )
         recipe = replace(ours, source=source)
-        self._data, self.recipe = Data.of(recipe), recipe
+        self._data, self.recipe = self._loaded(recipe), recipe
 
     @property
     def data(self) -> Data:
@@ -179,8 +183,27 @@ class Run:
             ValueError: They are others than those it was begun with, or are split otherwise.
         """
         if self._data is None:
-            self._data = Data.of(self.recipe)
+            self._data = self._loaded(self.recipe)
         return self._data
+
+    def _loaded(self, recipe: Recipe) -> Data:
+        """Load the pictures of a recipe; where they differ, name those that came or went."""
+        try:
+            return Data.of(recipe)
+        except OtherPictures as error:
+            listed = (self.folder / "pictures.csv").read_text("utf-8", "surrogateescape")
+            rows = list(csv.reader(io.StringIO(listed)))[1:]
+            before = {name for name, use in rows if not use.startswith("skipped")}
+            named = [f"{name} is new" for name in error.names if name not in before]
+            named += [f"{name} is missing" for name in sorted(before - set(error.names))]
+            more = ", and so on" if len(named) > 3 else ""
+            changes = ", ".join(named[:3]) + more if named else "a picture was changed"
+            raise ValueError(
+                f"source: the run was begun with {recipe.count:,} pictures, and what lies in "
+                f"{recipe.source} now differs from them: {changes}. Give the same pictures, or "
+                "begin another run elsewhere with -o. Other pictures are scored by vae score RUN "
+                "FOLDER."
+            ) from None
 
     @cached_property
     def held_out(self) -> Pictures:
@@ -232,13 +255,23 @@ class Run:
             vae_lib.training.Interrupted: Ctrl-C; the state is on disk.
         """
         recipe, seen = self.recipe, self.epochs
+        if not seen and (self.folder / "weights.safetensors").exists():
+            raise ValueError(
+                f"run: {self.folder} has weights, and its state.safetensors, from which to go on, "
+                "is gone or of no whole epoch. Restore it, or begin another run elsewhere with -o."
+            )
         epochs = recipe.epochs if epochs is None else whole("epochs", epochs)
         if epochs < seen:
             raise ValueError(
                 f"epochs: the run in {self.folder} has {seen} already, got {epochs}. Give more, or "
                 "begin another run elsewhere with -o."
             )
-        self.recipe = recipe = replace(recipe, epochs=epochs)
+        with _alone(self.folder):
+            self._train(replace(recipe, epochs=epochs), seen, report)
+
+    def _train(self, recipe: Recipe, seen: int, report: Callable[[dict], None] | None) -> None:
+        """Train for the epochs that are missing."""
+        self.recipe, epochs = recipe, recipe.epochs
         batches, model = self._batches(), recipe.model().to(device(recipe.device))
         self._model = model
         checkpoints.write({self.folder / "recipe.json": recipe.content()})
@@ -449,10 +482,49 @@ class Run:
         """Return pictures as the model sees them, for a sheet."""
         return self._floats(pictures.images).cpu()
 
+    def check_output(self, file: str | Path, *used: str | Path) -> None:
+        """Refuse to write over pictures, or among those that the run is of.
+
+        Arguments:
+            file: Where something is to be written.
+            used: The pictures that it is made from.
+
+        Raises:
+            ValueError: It is one of them, or lies in the folder that the run learns from.
+        """
+        place = Path(file).expanduser().resolve()
+        inside = self.recipe.source != MNIST and place.is_relative_to(
+            Path(self.recipe.source).resolve()
+        )
+        if inside or any(place == Path(one).expanduser().resolve() for one in used):
+            raise ValueError(
+                f"output: expected a file that is none of the pictures and not among them, got "
+                f"{file}. Give another with -o."
+            )
+
     def sheet(self, file: str | Path, rows: Tensor, columns: int = 10) -> None:
         """Write pictures, floats from 0 to 1, one a row, as a PNG sheet: whole or not at all."""
         zoom = max(1, SHOWN // max(self.recipe.shape))
         images.save_sheet(file, rows, self.recipe.shape, columns, zoom=zoom)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep a second training out of a run folder."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"run: another training is at work in {folder}. Wait for its end, or begin another run "
+            "elsewhere with -o."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+        with suppress(OSError):
+            (folder / ".lock").unlink()
 
 
 def _kept(model: VAE, state: State) -> VAE:
