@@ -257,7 +257,7 @@ class Data:
         """Load the pictures of a recipe, and check that they are those it was begun with.
 
         Raises:
-            OtherPictures: They are others.
+            vae_lib.recipes.OtherPictures: They are others.
             ValueError: They are split otherwise.
         """
         channels, *sides = recipe.shape

@@ -191,7 +191,9 @@ class Run:
         try:
             return Data.of(recipe)
         except OtherPictures as error:
-            listed = (self.folder / "pictures.csv").read_text("utf-8", "surrogateescape")
+            listed = (self.folder / "pictures.csv").read_text(
+                encoding="utf-8", errors="surrogateescape"
+            )
             rows = list(csv.reader(io.StringIO(listed)))[1:]
             before = {name for name, use in rows if not use.startswith("skipped")}
             named = [f"{name} is new" for name in error.names if name not in before]
