@@ -3,6 +3,7 @@
 import argparse
 import errno
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -104,9 +105,13 @@ def main(arguments: list[str] | None = None) -> int:
         if chosen.threads is not None:
             torch.set_num_threads(chosen.threads)
         chosen.command(chosen)
+        sys.stdout.flush()  # while its faults can be answered
     except KeyboardInterrupt:
         again = " The same command goes on from there." if chosen.command is train else ""
         return _complain(f"stopped.{again}", 130)
+    except BrokenPipeError:  # whoever read what is printed has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
         return _complain(f"error: {_reason(error)}", 2)
     return 0
@@ -163,7 +168,7 @@ def train(chosen) -> None:
     if seen < wanted:
         print("the ELBO is in nats, the higher the better; of bits, the fewer", flush=True)
     run.train(chosen.epochs, report=lambda row: _print_epoch(row, run.recipe.epochs))
-    print(f"the run is in {folder}. Look at its curve.png, at samples.png (drawn from the prior, ")
+    print(f"the run is in {folder}. Look at its curve.png, at samples.png (drawn from the prior,")
     print("without noise) and reconstructions.png (held-out pictures, below each what comes back)")
 
 
@@ -385,7 +390,7 @@ def _add_walk(one) -> None:
     one.add_argument("last", metavar="TO")
     _add_sheet(one, "walk.png")
     text = "pictures on the way, both ends included (default: 10)"
-    one.add_argument("--steps", type=whole, default=10, help=text)
+    one.add_argument("--steps", type=several, default=10, help=text)
 
 
 def _add_encode(one) -> None:
@@ -428,6 +433,11 @@ def whole(text: str) -> int:
     return natural(text, 1)
 
 
+def several(text: str) -> int:
+    """Read a whole number from two on."""
+    return natural(text, 2)
+
+
 def sides(text: str) -> tuple[int, int]:
     """Read a size: one number, or height x width."""
     numbers = text.split("x")
@@ -441,7 +451,7 @@ def device_name(text: str) -> str:
     try:
         device(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+        raise argparse.ArgumentTypeError(str(error).removeprefix("device: ")) from error
     return text
 
 

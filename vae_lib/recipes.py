@@ -182,8 +182,8 @@ class Recipe:
             return cls(**found)
         except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"recipe: {file} is damaged or of another version: {error} Restore it, or train "
-                "again into another folder."
+                f"recipe: {file} is damaged or of another version: {str(error).rstrip('.')}. "
+                "Restore it, or train again into another folder."
             ) from error
 
     def content(self) -> bytes:
