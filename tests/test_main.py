@@ -244,13 +244,12 @@ def test_score(source, trained, tmp_path, capsys):
         name: [float(value) for value in re.findall(r"-?\d+\.\d+", line)]
         for name, line in zip(("elbo", "log p", "bits"), out.splitlines()[1:4], strict=True)
     }
-    names = csv.DictReader(listed.open(encoding="utf-8", newline=""))
-    worst = [row["name"] for row in sorted(names, key=lambda row: float(row["elbo_nats"]))]
-    said = f"wrote {sheet}: the worst, below each what comes back: {', '.join(worst)}"
-    assert out.splitlines()[4] == said
     with listed.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 3
+    worst = [row["name"] for row in sorted(rows, key=lambda row: float(row["elbo_nats"]))]
+    said = f"wrote {sheet}: the worst, below each what comes back: {', '.join(worst)}"
+    assert out.splitlines()[4] == said
     elbos = torch.tensor([float(row["elbo_nats"]) for row in rows])
     mean_and_error = [elbos.mean().item(), elbos.std().item() / 3**0.5]
     assert scores["elbo"] == pytest.approx(mean_and_error, abs=0.01)

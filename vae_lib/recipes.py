@@ -257,8 +257,7 @@ class Data:
         """Load the pictures of a recipe, and check that they are those it was begun with.
 
         Raises:
-            vae_lib.recipes.OtherPictures: They are others.
-            ValueError: They are split otherwise.
+            ValueError: They are others, an `OtherPictures`, or are split otherwise.
         """
         channels, *sides = recipe.shape
         options = {"held_out": recipe.held_out, "seed": recipe.seed}
