@@ -135,11 +135,10 @@ def test_the_same_command_goes_on(source, trained, tmp_path, capsys):
 
 def test_a_reader_that_goes_away_is_no_error(source, trained):
     command = [sys.executable, "-m", "vae_lib", "train", str(source), "-o", str(trained)]
-    process = subprocess.Popen(
-        [*command, "--epochs", "2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    process.stdout.close()
-    assert (process.stderr.read(), process.wait(100)) == (b"", 1)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*command, "--epochs", "2"], **pipes) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait(100)) == (b"", 1)
 
 
 def test_a_zip_is_a_source(source, trained, tmp_path, monkeypatch, capsys):
