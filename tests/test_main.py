@@ -80,8 +80,24 @@ def commands():
     return re.findall(r"^vae (.+)$", text, re.MULTILINE)
 
 
+def untidy(folder):
+    """Make a folder that was not made for this, of 24 pictures and four files that are none."""
+    paint(folder, 12)
+    colours = np.random.default_rng(1).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    formats = ["jpg", "webp", "gif", "tif"]
+    (folder / "of 2024" / "été").mkdir(parents=True)
+    for number, pixels in enumerate(colours):
+        where = folder / ("of 2024" if number % 2 else "of 2024/été")
+        picture = Image.fromarray(pixels).resize((30 + 20 * number, 90), Image.Resampling.NEAREST)
+        picture.save(where / f"{number}.{formats[number % 4]}")
+    (folder / "cut.jpg").write_bytes((folder / "of 2024" / "été" / "0.jpg").read_bytes()[:900])
+    (folder / "notes.txt").write_text("no picture", encoding="utf-8")
+    (folder / "false.png").write_text("no picture", encoding="utf-8")
+    (folder / ".hidden.png").write_bytes((folder / "00.png").read_bytes())
+
+
 def test_the_readme_s_commands_do_what_it_says(tmp_path, monkeypatch, capsys):
-    paint(tmp_path / "pictures", 24)
+    untidy(tmp_path / "pictures")
     for name in ("cat.jpg", "dog.webp"):
         Image.new("RGB", (40, 30), "brown").save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
@@ -95,6 +111,11 @@ def test_the_readme_s_commands_do_what_it_says(tmp_path, monkeypatch, capsys):
         if "100" in words:
             words[words.index("100")] = "2"
         assert main([*words, *first]) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert said.startswith("24 pictures, 32 x 32, 3 channels; ")
+    for name in ("cut.jpg: damaged", "notes.txt: no picture", "false.png: no picture"):
+        assert f"skipped {name}" in said
+    assert ".hidden" not in said
     written = {"samples.png", "back.png", "walk.png", "latents.npz", "runs/pictures/worst.png"}
     assert all((tmp_path / name).stat().st_size > 0 for name in written)
     history = (tmp_path / "runs/pictures/history.csv").read_text(encoding="utf-8")
