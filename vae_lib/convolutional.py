@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from vae_lib.arguments import tensor, whole
+from vae_lib.arguments import whole
 from vae_lib.data import seeded
 from vae_lib.model import (
     VAE,
@@ -22,11 +22,12 @@ from vae_lib.model import (
     GaussianEncoder,
     StandardNormal,
 )
-from vae_lib.networks import TwoHeads, linear
+from vae_lib.networks import TwoHeads, check_rows, linear
 
 SMALLEST = 4  # a side that is no longer is not halved
 WIDEST = 4  # channels double with each halving, up to this many times the width
 SIDES = (8, 128)
+HOW = "Make greys of bytes with vae_lib.data.quantize"
 LIKELIHOODS = ("levels", "bits", "gaussian")
 
 # Between these a log scale is held. At the lower end a location at a level gives it a probability
@@ -66,7 +67,7 @@ class ConvEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images (..., channels x height x width), from 0 to 1, to rows (..., features)."""
         pixels = math.prod(self.shape)
-        _check_rows("x", x, pixels, self.steps[0].convolution.weight)
+        check_rows("x", x, pixels, self.steps[0].convolution.weight, HOW)
         h = (2 * x - 1).reshape(-1, *self.shape)  # centred, so that black is not silence
         for step in self.steps:
             h = nn.functional.silu(step(h))
@@ -113,7 +114,7 @@ class ConvDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Map latents (..., latents) to rows (..., outputs x channels x height x width)."""
-        _check_rows("z", z, self.first.in_features, self.first.weight)
+        check_rows("z", z, self.first.in_features, self.first.weight, HOW)
         h = self.first(z).reshape(-1, *self.smallest)
         for step in self.steps:
             h = step(nn.functional.silu(h))
@@ -281,19 +282,3 @@ def _checked(shape: Sequence[int]) -> tuple[int, int, int]:
             f"{channels} x {height} x {breadth}. Shrink the pictures, or cut them into parts."
         )
     return channels, height, breadth
-
-
-def _check_rows(name: str, rows: Tensor, length: int, weight: Tensor) -> None:
-    """Refuse rows of another length or type than the weights are for."""
-    if tensor(name, rows).shape[-1:] != (length,):
-        raise ValueError(
-            f"{name}: expected rows of {length} numbers, got shape {tuple(rows.shape)}. "
-            f"Flatten pictures with {name}.flatten(1), or make a network of that size."
-        )
-    # Autocast brings inputs and weights to one type itself.
-    if rows.dtype != weight.dtype and not torch.is_autocast_enabled(rows.device.type):
-        raise ValueError(
-            f"{name}: expected {weight.dtype}, as the weights are, got {rows.dtype}. Make greys of "
-            "bytes with vae_lib.data.quantize; bring model and images to one precision with "
-            f".to({weight.dtype})."
-        )

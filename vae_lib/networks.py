@@ -8,23 +8,38 @@ from torch import Tensor, nn
 from vae_lib.arguments import source, tensor, whole
 
 
+def check_rows(name: str, rows: Tensor, length: int, weight: Tensor, how: str) -> None:
+    """Refuse, by the argument's name, rows of another length or type than the weights are for.
+
+    Arguments:
+        name: Of the argument.
+        rows: Shape (..., length).
+        length: Of a row.
+        weight: One of the weights, whose type is that of all.
+        how: What makes numbers of bytes here: the beginning of a sentence.
+
+    Raises:
+        ValueError: Another length or type, unless autocast is on, which brings types together.
+    """
+    if tensor(name, rows).shape[-1:] != (length,):
+        raise ValueError(
+            f"{name}: expected rows of {length} numbers, got shape {tuple(rows.shape)}. "
+            f"Flatten pictures with {name}.flatten(1), or make a network of that size."
+        )
+    kind = weight.dtype
+    if rows.dtype != kind and not torch.is_autocast_enabled(rows.device.type):
+        raise ValueError(
+            f"{name}: expected {kind}, as the weights are, got {rows.dtype}. {how}; bring model "
+            f"and images to one precision with .to({kind})."
+        )
+
+
 class _Linear(nn.Linear):
     """An affine layer that says what it expected."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if tensor("x", x).shape[-1:] != (self.in_features,):
-            raise ValueError(
-                f"x: expected rows of {self.in_features} numbers, got shape {tuple(x.shape)}. "
-                "Flatten pictures with x.flatten(1), or make a network of that size."
-            )
-        # Autocast brings inputs and weights to one type itself.
-        kind = self.weight.dtype
-        if x.dtype != kind and not torch.is_autocast_enabled(x.device.type):
-            raise ValueError(
-                f"x: expected {kind}, as the weights are, got {x.dtype}. Make ones and zeros of "
-                "bytes with vae_lib.data.binarize; bring model and images to one precision with "
-                f".to({kind})."
-            )
+        how = "Make ones and zeros of bytes with vae_lib.data.binarize"
+        check_rows("x", x, self.in_features, self.weight, how)
         return super().forward(x)
 
 
