@@ -1,6 +1,9 @@
 """What an argument must be: each function refuses, by the argument's name, what is not."""
 
 import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from numbers import Real
 from typing import Any
 
@@ -88,6 +91,43 @@ def source(generator: Any) -> torch.Generator | None:
             "of a seed with torch.Generator().manual_seed(seed)."
         )
     return generator
+
+
+_NOTED: ContextVar[list | None] = ContextVar("noted", default=None)
+
+
+def must(fulfilled: Tensor, say: Callable[[], str]) -> None:
+    """Refuse values that do not fulfil what they must: at once, or within `noted` later.
+
+    Arguments:
+        fulfilled: One truth value, on the device of the values. To look at it is to wait until the
+            device has computed it.
+        say: Gives the message of the error.
+
+    Raises:
+        ValueError: It is false.
+    """
+    if (waiting := _NOTED.get()) is not None:
+        waiting.append((fulfilled, say))
+    elif not fulfilled:
+        raise ValueError(say())
+
+
+@contextmanager
+def noted() -> Iterator[list[tuple[Tensor, Callable[[], str]]]]:
+    """Note what `must` is asked, and leave it to the caller to look, when it has time to wait.
+
+    Example:
+        >>> with noted() as asked:
+        ...     must(torch.tensor(1) > 2, lambda: "one: expected more.")
+        >>> [say() for fulfilled, say in asked if not fulfilled]
+        ['one: expected more.']
+    """
+    token = _NOTED.set([])
+    try:
+        yield _NOTED.get()
+    finally:
+        _NOTED.reset(token)
 
 
 def _shown(value: Any) -> str:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae_lib.arguments import source, tensor, whole
+from vae_lib.arguments import tensor, whole
+from vae_lib.noise import Rows, Share, Source, known, uniform
 
 MNIST = Path(__file__).with_name("assets") / "mnist.npz"
 
@@ -107,7 +108,7 @@ def idx_bytes(array: np.ndarray) -> bytes:
 
 
 def binarize(
-    images: Tensor, method: str, *, seed: int = 0, generator: torch.Generator | None = None
+    images: Tensor, method: str, *, seed: int = 0, generator: Source = None
 ) -> Tensor:
     """Turn grey images into images of zeros and ones.
 
@@ -139,7 +140,7 @@ def binarize(
     """
     if method not in ("threshold", "static", "dynamic"):
         raise ValueError(f'method: expected "threshold", "static" or "dynamic", got {method!r}.')
-    grey, generator = _unit_grey(images), source(generator)
+    grey, generator = _unit_grey(images), known(generator)
     if method == "threshold":
         return (grey > 0.5).float()
     if method == "static":
@@ -149,10 +150,8 @@ def binarize(
             "generator: dynamic binarisation draws anew at every call and needs a torch.Generator, "
             'got None. Give one, or use method="static".'
         )
-    uniform = torch.rand(
-        grey.shape, generator=generator, device=generator.device, dtype=torch.float32
-    )
-    return (uniform.to(grey.device) < grey).float()
+    like = torch.empty(0, device=generator.device, dtype=torch.float32)
+    return (uniform(grey.shape, generator, like=like, axis=0).to(grey.device) < grey).float()
 
 
 def quantize(images: Tensor, levels: int) -> Tensor:
@@ -299,8 +298,18 @@ class Batches:
         """The number of batches in an epoch."""
         return -(-len(self.images) // self.batch_size)
 
-    def epoch(self, number: int) -> Iterator[Tensor]:
-        """Yield the batches of one epoch, each of shape (at most batch_size, ...)."""
+    def size(self, step: int) -> int:
+        """How many rows the batch of a step has, which is counted from 0."""
+        return min(self.batch_size, len(self.images) - step * self.batch_size)
+
+    def epoch(self, number: int, share: Share = Share()) -> Iterator[Tensor]:  # noqa: B008
+        """Yield the batches of one epoch, each of shape (at most batch_size, ...).
+
+        Arguments:
+            number: Of the epoch, which the order depends on.
+            share: Where several processes share each batch: which rows of it to yield. The other
+                rows are not read; `transform` gets a `vae_lib.noise.Rows` as its generator.
+        """
         device = self.images.device
         draws = seeded(self.seed, number, stream="transform", device=device)
         order = None
@@ -309,7 +318,10 @@ class Batches:
             generator = seeded(self.seed, number, stream="order")
             order = torch.randperm(len(self.images), generator=generator, device="cpu")
             order = order.to(device)
-        for start in range(0, len(self.images), self.batch_size):
-            rows = slice(start, start + self.batch_size)
+        for step in range(len(self)):
+            total, start = self.size(step), step * self.batch_size
+            own = share.rows(total)
+            rows = slice(start + own.start, start + own.stop)
             batch = self.images[rows] if order is None else self.images[order[rows]]
-            yield batch if self.transform is None else self.transform(batch, draws)
+            noise = draws if share.of == 1 else Rows(draws, total, own)
+            yield batch if self.transform is None else self.transform(batch, noise)

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vae_lib.arguments import source, tensor, whole
+from vae_lib.arguments import must, tensor, whole
+from vae_lib.noise import Source, normal, uniform
 
 
 class DiagonalGaussian:
@@ -74,7 +75,7 @@ class DiagonalGaussian:
         return -0.5 * (standard**2 + 2 * self.log_std + math.log(2 * math.pi)).sum(-1)
 
     def rsample(
-        self, samples: int | None = None, *, generator: torch.Generator | None = None
+        self, samples: int | None = None, *, generator: Source = None
     ) -> Tensor:
         r"""Draw :math:`\mu + \sigma \varepsilon` with :math:`\varepsilon \sim N(0, I)`.
 
@@ -93,13 +94,11 @@ class DiagonalGaussian:
         """
         _check_samples(samples)
         shape = self.mean.shape if samples is None else (samples, *self.mean.shape)
-        noise = torch.randn(
-            shape, generator=source(generator), device=self.mean.device, dtype=self.mean.dtype
-        )
+        noise = normal(shape, generator, like=self.mean)
         return self.mean + self.std * noise
 
     def sample(
-        self, samples: int | None = None, *, generator: torch.Generator | None = None
+        self, samples: int | None = None, *, generator: Source = None
     ) -> Tensor:
         """Draw as `rsample` does, without a gradient."""
         with torch.no_grad():
@@ -179,16 +178,16 @@ class Bernoulli:
                 probability of a grey image.
         """
         _check_rows("x", x, self.logits.shape)
-        if not ((x == 0) | (x == 1)).all():
-            raise ValueError(
-                f"x: expected zeros and ones, got values from {x.min():g} to {x.max():g}. "
-                "Make them with vae_lib.data.binarize."
-            )
+        must(
+            ((x == 0) | (x == 1)).all(),
+            lambda: f"x: expected zeros and ones, got values from {x.min():g} to {x.max():g}. "
+            "Make them with vae_lib.data.binarize.",
+        )
         logits, target = torch.broadcast_tensors(self.logits, x.to(self.logits.dtype))
         loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
         return -loss.sum(-1)
 
-    def sample(self, *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, *, generator: Source = None) -> Tensor:
         """Toss each coin once: zeros and ones, of the shape of the logits."""
         p = self.mean.detach()
         return (_uniform_like(p, generator) < p).to(p) + 0 * p  # NaN shows, rather than paper
@@ -250,7 +249,7 @@ class Categorical:
         log_p = torch.log_softmax(self.logits, -1).expand(*shape, levels)
         return log_p.gather(-1, level).squeeze(-1).sum(-1)
 
-    def sample(self, *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, *, generator: Source = None) -> Tensor:
         """Draw the grey of each pixel once, shape (..., d)."""
         rows = _probabilities(self.logits).flatten(0, -2)
         level = torch.multinomial(rows, 1, generator=generator)
@@ -343,7 +342,7 @@ class DiscretizedLogistic:
         log_p = torch.where(level == 0, below, torch.where(level == self.levels - 1, above, inner))
         return log_p.sum(-1)
 
-    def sample(self, *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, *, generator: Source = None) -> Tensor:
         """Draw the grey of each pixel once, shape (..., d)."""
         uniform = _uniform_like(self.location, generator)
         scale = torch.exp(self.log_scale - _beyond(self.log_scale))  # no 0 times infinity
@@ -394,7 +393,7 @@ class Mixture:
         each = self.components.log_prob(z.unsqueeze(-2))
         return torch.logsumexp(torch.log_softmax(self.logits, 0) + each, -1)
 
-    def sample(self, samples: int, *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, samples: int, *, generator: Source = None) -> Tensor:
         """Draw `samples` examples, at least 0, shape (samples, d), without a gradient."""
         weights = _probabilities(self.logits.detach())
         _check_samples(samples)
@@ -404,9 +403,9 @@ class Mixture:
         return chosen.sample(generator=generator)
 
 
-def _uniform_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+def _uniform_like(x: Tensor, generator: Source) -> Tensor:
     """Draw even numbers from 0 to 1, of the shape, device and precision of x."""
-    return torch.rand(x.shape, generator=source(generator), device=x.device, dtype=x.dtype)
+    return uniform(x.shape, generator, like=x)
 
 
 def _wide(values: Tensor) -> Tensor:
@@ -489,9 +488,9 @@ def _levels(x: Tensor, shape: torch.Size, levels: int) -> Tensor:
     exact = _wide(x) * (levels - 1)
     level = exact.round()
     near = (exact - level).abs() < 1e-3
-    if not (near & (level >= 0) & (level < levels)).all():
-        raise ValueError(
-            f"x: expected greys that are multiples of 1/{levels - 1} from 0 to 1, got others, from "
-            f"{x.min():g} to {x.max():g}. Make them with vae_lib.data.quantize."
-        )
-    return level.long()
+    must(
+        (near & (level >= 0) & (level < levels)).all(),
+        lambda: f"x: expected greys that are multiples of 1/{levels - 1} from 0 to 1, got others, "
+        f"from {x.min():g} to {x.max():g}. Make them with vae_lib.data.quantize.",
+    )
+    return level.long().clamp(0, levels - 1)  # an index, even if they are refused later

@@ -4,16 +4,15 @@ import hashlib
 import time
 import warnings
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vae_lib import checkpoints
 from vae_lib.data import Batches
+from vae_lib.processes import from_first, share
 
 FORMAT = "vae_lib training state 1"
 
@@ -122,8 +121,9 @@ class State:
         """Bind to a model, or go on with it, from the file if there is one."""
         if self._recipe is None:
             self._optimizer, self._average, self._recipe = optimizer, average, recipe
-            if self.path is not None and self.path.exists():
-                self._load(model)
+            stored = from_first(self._stored)  # that others see the file is not said
+            if stored is not None:
+                self._load(model, *stored)
         elif self._model() is not model:
             raise ValueError(
                 "state: it belongs to the training of another model. Give that model, or a new "
@@ -160,7 +160,7 @@ class State:
         self.wall_seconds += wall - self._wall
         self.cpu_seconds += cpu - self._cpu
         self._wall, self._cpu, self._written = wall, cpu, time.monotonic()
-        if self.path is None:
+        if self.path is None or share().rank > 0:
             return
         model = self._model()
         tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
@@ -178,9 +178,13 @@ class State:
         description |= {name: getattr(self, name) for name in NUMBERS}
         checkpoints.write({self.path: checkpoints.pack(tensors, description)})
 
-    def _load(self, model: nn.Module) -> None:
-        """Read the file into the model, the optimiser and this object, once all is checked."""
-        tensors, description = checkpoints.unpack(self.path, FORMAT)
+    def _stored(self) -> tuple[dict[str, Tensor], dict] | None:
+        """Read the file, if there is one."""
+        there = self.path is not None and self.path.exists()
+        return checkpoints.unpack(self.path, FORMAT) if there else None
+
+    def _load(self, model: nn.Module, tensors: dict[str, Tensor], description: dict) -> None:
+        """Take what was read into the model, the optimiser and this object, if it fits."""
         parts: dict[str, dict] = {"model": {}, "optimizer": {}, "average": {}, "best": {}}
         for name, value in tensors.items():
             part, _, rest = name.partition(".")
@@ -201,15 +205,6 @@ class State:
         self._recipe = description["recipe"]
         for name in NUMBERS:
             setattr(self, name, description[name])
-
-
-def running_average(model: nn.Module, decay: Callable[[int], float], state: State) -> AveragedModel:
-    """Copy a model, to keep the average of its weights with the decay that each step has."""
-
-    def average_in(kept, new, _):
-        get_ema_multi_avg_fn(decay(state.steps))(kept, new, _)
-
-    return AveragedModel(model, multi_avg_fn=average_in)
 
 
 def described(batches: Batches) -> dict:

@@ -12,17 +12,17 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from vae_lib.arguments import kind, real, whole
 from vae_lib.data import Batches, seeded
 from vae_lib.model import switched
 from vae_lib.objectives import elbo
-from vae_lib.states import State, described, running_average
-
-Objective = Callable[[nn.Module, Tensor, torch.Generator], Tensor]
-MOST_SKIPPED = 10  # steps in a row
+from vae_lib.processes import from_first, share
+from vae_lib.states import State, described
+from vae_lib.steps import Objective, Step, channels_last
 
 
 class Interrupted(KeyboardInterrupt):
@@ -42,6 +42,7 @@ def train(
     clip: float | None = None,
     average: float | Callable[[int], float] | None = None,
     skip: bool = False,
+    fast: bool = False,
     state: State | str | Path | None = None,
 ) -> list[float]:
     """Maximise an objective with Adam (Kingma and Ba, 2015).
@@ -117,7 +118,7 @@ def train(
     # The fused form does the same arithmetic in one pass over the weights.
     optimizer = torch.optim.Adam(model.parameters(), lr=rate(0), fused=True)
     copied = average is not None and state._recipe is None
-    averaged = running_average(model, decay, state) if copied else None
+    averaged = AveragedModel(model) if copied else None
     recipe = {
         "seed": seed,
         "learning rate": None if callable(learning_rate) else learning_rate,
@@ -126,9 +127,12 @@ def train(
         **described(batches),
     }
     state._start(model, optimizer, averaged, recipe, epochs)
-    step = _Step(model, objective, state, rate, clip, skip)
-    bar = tqdm(total=epochs * len(batches), initial=state.steps, disable=not watched(), leave=False)
-    with bar, _patient() as stopped:
+    ours = share()
+    hidden = ours.rank > 0 or not watched()
+    bar = tqdm(total=epochs * len(batches), initial=state.steps, disable=hidden, leave=False)
+    with bar, _patient() as stopped, channels_last(model, fast):
+        options = {"rate": rate, "decay": decay, "clip": clip, "skip": skip, "fast": fast}
+        step = Step(model, objective, state, stopped=stopped, share=ours, **options)
         while state.epoch < epochs:
             number = state.epoch + 1
             noise = seeded(seed, number, stream="noise", device=batches.images.device)
@@ -136,81 +140,24 @@ def train(
                 noise.set_state(state._noise)
             # Going on in the middle, what the batches of the steps before drew is drawn again.
             with switched(model, training=True):
-                for x in islice(batches.epoch(number), state.step, None):
-                    step(x, noise)
+                for x in islice(batches.epoch(number, ours), state.step, None):
+                    step(x, noise, batches.size(state.step))
                     bar.update()
                     if state.step % 50 == 0 and state._seen:
                         mean = state._total / state._seen
                         bar.set_postfix_str(f"epoch {number}/{epochs}, objective {mean:.1f}")
-                    if stopped:
+                    if step.asked_to_stop():
                         break
-                    if state._due():
+                    if not step.unread and state._due():
                         state._write()
-            if state.step == len(batches) and not stopped:
+                step.read()
+            if state.step == len(batches) and not step.asked_to_stop():
                 _finish_epoch(model, state, validate, after_epoch)
-            if stopped:
+            if step.asked_to_stop():
                 state._write()
                 raise Interrupted(state.how_to_go_on(len(batches)))
         state._write()
     return [row["objective"] for row in state.history]
-
-
-class _Step:
-    """One step of the loop: the objective, its gradient, the change of the weights."""
-
-    def __init__(self, model, objective, state, rate, clip, skip):
-        self.model, self.objective, self.state = model, objective, state
-        self.rate, self.clip, self.skip = rate, clip, skip
-        self.weights = list(model.parameters())
-
-    def __call__(self, x: Tensor, noise: torch.Generator) -> None:
-        state, optimizer = self.state, self.state._optimizer
-        values = self.objective(self.model, x, noise)
-        if values.shape != x.shape[:1]:
-            raise ValueError(
-                f"objective: expected one value per example, shape ({len(x)},), got "
-                f"{tuple(values.shape)}. Sum over pixels and latents; leave the mean to the loop."
-            )
-        mean = values.mean()
-        value = mean.item()
-        optimizer.zero_grad()
-        what, found = "objective", value
-        if math.isfinite(value):
-            (-mean).backward()
-            gradients = [w.grad for w in self.weights if w.grad is not None]
-            what, found = "gradient", nn.utils.get_total_norm(gradients, math.inf).item()
-        usable = math.isfinite(found)
-        if not usable:
-            self._refuse(what, found)
-        elif self.clip is not None:
-            nn.utils.clip_grad_norm_(self.weights, self.clip)
-        state._whole = False
-        if usable:
-            for group in optimizer.param_groups:
-                group["lr"] = self.rate(state.steps)
-            optimizer.step()
-            if state._average is not None:
-                state._average.update_parameters(self.model)
-            state._total += value * len(x)
-            state._seen += len(x)
-        state._skipped += not usable
-        state._in_a_row = 0 if usable else state._in_a_row + 1
-        state._noise = noise.get_state()
-        state.step += 1
-        state.steps += 1
-        state._whole = True
-
-    def _refuse(self, what: str, found: float) -> None:
-        """Raise for a step that cannot be taken, unless it may be skipped."""
-        state = self.state
-        if self.skip and state._in_a_row + 1 < MOST_SKIPPED:
-            return
-        many = f" and in the {MOST_SKIPPED - 1} steps before" if self.skip else ""
-        raise FloatingPointError(
-            f"{what}: expected a finite number, got {found} at epoch {state.epoch + 1}, step "
-            f"{state.step + 1}{many}. The model keeps its parameters from before this step. Lower "
-            "the learning rate, or look for a logarithm of zero or an exponential without bound."
-        )
 
 
 def _finish_epoch(model, state, validate, after_epoch) -> None:
@@ -225,16 +172,16 @@ def _finish_epoch(model, state, validate, after_epoch) -> None:
     objective = state._total / state._seen if state._seen else math.nan
     row = {"epoch": number, "objective": objective}
     row["skipped"] = state._skipped
-    best = state.best
-    if validate is not None:
-        judged = model if state.averaged is None else state.averaged
-        row["validation"] = float(validate(judged))
-        if best is None or row["validation"] > best["validation"]:
-            weights = copy.deepcopy(judged.state_dict())
-            best = {"epoch": number, "validation": row["validation"], "weights": weights}
-    if after_epoch is not None:
-        row |= after_epoch(number) or {}
-    state.best = best
+    judged = model if state.averaged is None else state.averaged
+
+    def judgement():
+        found = {} if validate is None else {"validation": float(validate(judged))}
+        return found | ((after_epoch and after_epoch(number)) or {})
+
+    row |= from_first(judgement)
+    if validate is not None and (state.best is None or row["validation"] > state.best["validation"]):
+        weights = copy.deepcopy(judged.state_dict())
+        state.best = {"epoch": number, "validation": row["validation"], "weights": weights}
     state.history.append(row)
     state.epoch, state.step = number, 0
     state._total, state._seen, state._skipped = 0.0, 0, 0
