@@ -24,7 +24,6 @@ CORE, ROOMS = (
     for paragraph in vae_lib.__doc__.split("\n\n")[1:]
 )
 ROOMS = sorted(set(ROOMS) - set(CORE))
-STORES = {("figures", "fingerprints")}  # a picture is kept with what it drew
 FEW = {"core": 1500, "training": 200, "a module": 400}
 
 
@@ -88,8 +87,7 @@ def test_no_module_is_long(name):
 @pytest.mark.parametrize("name", CORE)
 def test_the_core_is_imported_from_the_top_down(name):
     above = set(CORE[: CORE.index(name)])
-    allowed = above | {below for upper, below in STORES if upper == name}
-    assert imported(TREES[name]) <= allowed
+    assert imported(TREES[name]) <= above
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name not in CORE])

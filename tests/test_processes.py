@@ -156,5 +156,5 @@ def test_noise_that_is_not_for_its_rows_is_refused():
             normal(shape, rows, like=torch.zeros(0))
     with pytest.raises(TypeError):
         torch.randn(4, 3, generator=rows)
-    with pytest.raises(ValueError, match="generator: expected a torch.Generator or None, got 3"):
+    with pytest.raises(ValueError, match="generator: expected a torch"):
         normal((4, 3), 3, like=torch.zeros(0))

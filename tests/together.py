@@ -97,8 +97,8 @@ def in_two_halves(out):
     batches = Batches(images(110), 20, transform=dynamic)
     straight, first, second = dense(), dense(), dense()
     train(straight, batches, epochs=4, **options)
-    train(first, batches, epochs=2, **options, state=out / "half")
-    train(second, batches, epochs=4, **options, state=out / "half")
+    train(first, batches, epochs=2, **options, state=out / f"half of {share().of}")
+    train(second, batches, epochs=4, **options, state=out / f"half of {share().of}")
     return {"straight": straight.state_dict(), "weights": second.state_dict()}
 
 

@@ -1,15 +1,16 @@
 """The library behind the VAE book: small enough to read in an evening.
 
 The core is what the chapters teach. Its modules import one another in one direction, in this
-order: `arguments`, `data`, `distributions`, `networks`, `model`, `objectives`, `checkpoints`,
-`states`, `training`, `evaluation`, `figures`, `results`. `import vae_lib` brings all but the last
-two, which are for pages; `figures` needs matplotlib.
+order: `arguments`, `noise`, `data`, `distributions`, `networks`, `model`, `objectives`,
+`checkpoints`, `processes`, `states`, `steps`, `training`, `evaluation`. `import vae_lib` brings
+them all.
 
-Around the core stand rooms to enter when they are needed: `fingerprints` (what a figure drew),
+Around the core stand rooms to enter when they are needed: `figures` and `results` (pictures and
+tables of a page), `fingerprints` (what a figure drew),
 `records` (what a long run leaves), `recorded` (the scripts of the long runs), `images` (folders of
 pictures), `picture_files` (how one of their files is read), `convolutional` (networks for
 pictures), `recipes` and `runs` (a run folder) and `__main__` (the command line). The core imports
-none of them, but for `figures`, which stores its fingerprints.
+none of them.
 """
 
 from vae_lib import (
@@ -20,8 +21,11 @@ from vae_lib import (
     evaluation,
     model,
     networks,
+    noise,
     objectives,
+    processes,
     states,
+    steps,
     training,
 )
 
@@ -33,7 +37,10 @@ __all__ = [
     "evaluation",
     "model",
     "networks",
+    "noise",
     "objectives",
+    "processes",
     "states",
+    "steps",
     "training",
 ]

@@ -107,9 +107,7 @@ def idx_bytes(array: np.ndarray) -> bytes:
     return header + np.array(array.shape, dtype=">u4").tobytes() + array.tobytes()
 
 
-def binarize(
-    images: Tensor, method: str, *, seed: int = 0, generator: Source = None
-) -> Tensor:
+def binarize(images: Tensor, method: str, *, seed: int = 0, generator: Source = None) -> Tensor:
     """Turn grey images into images of zeros and ones.
 
     Three methods, three different tasks, whose scores cannot be compared:

@@ -74,9 +74,7 @@ class DiagonalGaussian:
         standard = (z - self.mean) * steep * rest
         return -0.5 * (standard**2 + 2 * self.log_std + math.log(2 * math.pi)).sum(-1)
 
-    def rsample(
-        self, samples: int | None = None, *, generator: Source = None
-    ) -> Tensor:
+    def rsample(self, samples: int | None = None, *, generator: Source = None) -> Tensor:
         r"""Draw :math:`\mu + \sigma \varepsilon` with :math:`\varepsilon \sim N(0, I)`.
 
         The draw is differentiable in :math:`\mu` and :math:`\log\sigma` (the
@@ -97,9 +95,7 @@ class DiagonalGaussian:
         noise = normal(shape, generator, like=self.mean)
         return self.mean + self.std * noise
 
-    def sample(
-        self, samples: int | None = None, *, generator: Source = None
-    ) -> Tensor:
+    def sample(self, samples: int | None = None, *, generator: Source = None) -> Tensor:
         """Draw as `rsample` does, without a gradient."""
         with torch.no_grad():
             return self.rsample(samples, generator=generator)
@@ -180,8 +176,10 @@ class Bernoulli:
         _check_rows("x", x, self.logits.shape)
         must(
             ((x == 0) | (x == 1)).all(),
-            lambda: f"x: expected zeros and ones, got values from {x.min():g} to {x.max():g}. "
-            "Make them with vae_lib.data.binarize.",
+            lambda: (
+                f"x: expected zeros and ones, got values from {x.min():g} to {x.max():g}. "
+                "Make them with vae_lib.data.binarize."
+            ),
         )
         logits, target = torch.broadcast_tensors(self.logits, x.to(self.logits.dtype))
         loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
@@ -490,7 +488,9 @@ def _levels(x: Tensor, shape: torch.Size, levels: int) -> Tensor:
     near = (exact - level).abs() < 1e-3
     must(
         (near & (level >= 0) & (level < levels)).all(),
-        lambda: f"x: expected greys that are multiples of 1/{levels - 1} from 0 to 1, got others, "
-        f"from {x.min():g} to {x.max():g}. Make them with vae_lib.data.quantize.",
+        lambda: (
+            f"x: expected greys that are multiples of 1/{levels - 1} from 0 to 1, got others, "
+            f"from {x.min():g} to {x.max():g}. Make them with vae_lib.data.quantize."
+        ),
     )
     return level.long().clamp(0, levels - 1)  # an index, even if they are refused later

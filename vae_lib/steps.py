@@ -36,7 +36,7 @@ class Step:
         decay: That of the average of the weights of each step, if the state has one.
         clip: The gradient's greatest length, or None.
         skip: Whether a step that cannot be taken is left out.
-        fast: Whether to compute in 16 bits where the device is made for it; see `has_bfloat16`.
+        fast: Whether to compute the networks in bfloat16.
         stopped: A list that is not empty once a person asked to stop.
         share: Which of several processes this one is.
     """
@@ -62,7 +62,7 @@ class Step:
         self.weights = list(model.parameters())
         device = self.weights[0].device
         self.read_every = READ_EVERY.get(device.type, SELDOM)
-        self.fast = fast and has_bfloat16(device)
+        self.fast = fast
         self.objective = _Objective(model, objective)
         if share.of > 1:
             self.objective = DistributedDataParallel(self.objective)
@@ -151,12 +151,13 @@ class Step:
         state, unread = self.state, self.unread
         self.unread, state._whole = [], True
         rows = torch.stack([found for found, *_ in unread]).tolist() if unread else []
-        for row, (_, total, before, asked) in zip(rows, unread, strict=True):
-            value, refused, stop, norm = row
+        for number, (value, refused, stop, norm) in enumerate(rows):
+            _, total, before, asked = unread[number]
             usable = math.isfinite(value) and math.isfinite(norm) and not refused
-            if refused or not usable and state._in_a_row + 1 >= self.most:
-                back = len(rows) - rows.index(row)
-                state.step, state.steps, state._noise = state.step - back, state.steps - back, before
+            if refused or (not usable and state._in_a_row + 1 >= self.most):
+                state.step -= len(rows) - number
+                state.steps -= len(rows) - number
+                state._noise = before
                 self._refuse(asked if refused else None, value, norm)
             if usable:
                 state._total += value * total
@@ -256,13 +257,18 @@ def _networks_in_sixteen_bits(fast: bool, model: nn.Module, device: torch.device
 
 
 @contextmanager
-def channels_last(model: nn.Module, fast: bool) -> Iterator[None]:
-    """Keep the weights of convolutions with their channels side by side for a while."""
-    on = fast and _convolutional(model)
-    if on:
+def made_fast(model: nn.Module, fast: bool) -> Iterator[bool]:
+    """Prepare a model for 16 bits for a while, if its device has instructions for them.
+
+    The channels of a convolution's weights then lie side by side. What is yielded is whether the
+    device has them.
+    """
+    fast = fast and has_bfloat16(next(model.parameters()).device)
+    turned = fast and _convolutional(model)
+    if turned:
         model.to(memory_format=torch.channels_last)
     try:
-        yield
+        yield fast
     finally:
-        if on:
+        if turned:
             model.to(memory_format=torch.contiguous_format)

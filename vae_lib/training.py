@@ -22,7 +22,7 @@ from vae_lib.model import switched
 from vae_lib.objectives import elbo
 from vae_lib.processes import from_first, share
 from vae_lib.states import State, described
-from vae_lib.steps import Objective, Step, channels_last
+from vae_lib.steps import Objective, Step, made_fast
 
 
 class Interrupted(KeyboardInterrupt):
@@ -54,6 +54,12 @@ def train(
     over the epoch so far; see `watched`. Ctrl-C waits for the end of the step, a second one
     does not.
 
+    Where several processes have joined (`vae_lib.processes`), all of them call it alike, with all
+    the images, and share each batch; it ends with the same weights in each, which are those of one
+    process but for rounding. What the objective gets as its generator is then a
+    `vae_lib.noise.Rows`. `validate` and `after_epoch` are called, and the state is written and
+    read, by the first process alone.
+
     Arguments:
         model: Trained in place, in training mode, on the device that it shares with the images.
         batches: The images.
@@ -76,6 +82,10 @@ def train(
             a function that gives it for each step, counted from 0 over all epochs.
         skip: Leave out a step whose objective or gradient is not finite, and count it in the
             history, in place of raising; ten in a row raise all the same.
+        fast: Compute the networks in bfloat16 where the device has instructions for it
+            (`vae_lib.steps.has_bfloat16`); elsewhere it changes nothing. Weights, distributions
+            and their densities stay in 32 bits. Other bits on another device: not for a score that
+            is compared to the last digit.
         state: A `State`, or the path of its file. None starts anew.
 
     Returns:
@@ -83,8 +93,8 @@ def train(
         objective's own unit; of the epochs before, too, if the training went on.
 
     Raises:
-        ValueError: An argument out of range, an objective that is not of shape (batch,), or a
-            state of another training.
+        ValueError: An argument out of range, an objective that is not of shape (batch,), images
+            outside of the support of the decoder's distribution, or a state of another training.
         FloatingPointError: The objective or its gradient became NaN or infinite. The model keeps
             the parameters from before that step.
         Interrupted: Ctrl-C. The model, the history and the state are those after the last step.
@@ -130,7 +140,7 @@ def train(
     ours = share()
     hidden = ours.rank > 0 or not watched()
     bar = tqdm(total=epochs * len(batches), initial=state.steps, disable=hidden, leave=False)
-    with bar, _patient() as stopped, channels_last(model, fast):
+    with bar, _patient() as stopped, made_fast(model, fast) as fast:
         options = {"rate": rate, "decay": decay, "clip": clip, "skip": skip, "fast": fast}
         step = Step(model, objective, state, stopped=stopped, share=ours, **options)
         while state.epoch < epochs:
@@ -179,7 +189,8 @@ def _finish_epoch(model, state, validate, after_epoch) -> None:
         return found | ((after_epoch and after_epoch(number)) or {})
 
     row |= from_first(judgement)
-    if validate is not None and (state.best is None or row["validation"] > state.best["validation"]):
+    best = state.best
+    if validate is not None and (best is None or row["validation"] > best["validation"]):
         weights = copy.deepcopy(judged.state_dict())
         state.best = {"epoch": number, "validation": row["validation"], "weights": weights}
     state.history.append(row)
