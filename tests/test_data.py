@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.memory import Largest
 from vae_lib.data import (
     MNIST,
     MNIST_SHA256,
@@ -19,6 +20,8 @@ from vae_lib.data import (
     seeded,
 )
 from vae_lib.model import dense_vae
+from vae_lib.noise import Share
+from vae_lib.training import train
 
 
 @pytest.fixture(scope="module")
@@ -335,3 +338,33 @@ def test_two_levels_are_the_threshold_and_all_of_them_the_image(mnist):
 def test_what_cannot_be_quantised_is_refused(images, levels, message):
     with pytest.raises(ValueError, match=message):
         quantize(images, levels)
+
+
+def test_of_a_file_larger_than_the_memory_only_rows_are_read(tmp_path):
+    rows = np.random.default_rng(0).integers(0, 2, (3000, 64), dtype=np.uint8)
+    np.save(tmp_path / "rows.npy", rows)
+    images = torch.from_numpy(np.load(tmp_path / "rows.npy", mmap_mode="c"))
+    batches = Batches(images, 50, seed=2, transform=lambda x, _: x.float())
+    with Largest() as largest:
+        train(dense_vae(pixels=64, hidden=8, latents=2), batches, epochs=1)
+    assert largest.numbers < 2 * 50 * 64 < images.numel() / 20
+    inside = Batches(torch.from_numpy(rows), 50, seed=2, transform=lambda x, _: x.float())
+    for one, other in zip(batches.epoch(1), inside.epoch(1), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_shares_of_a_batch_are_the_batch(shuffle):
+    batches = Batches(torch.arange(23).unsqueeze(1), 5, shuffle=shuffle)
+    parts = [batches.epoch(3, Share(rank, 3)) for rank in range(3)]
+    for step, whole in enumerate(batches.epoch(3)):
+        assert len(whole) == batches.size(step)
+        assert torch.equal(torch.cat([next(part) for part in parts]), whole)
+
+
+def test_a_transform_draws_for_its_share_what_it_would_for_the_batch():
+    grey = torch.rand(23, 4, generator=torch.Generator().manual_seed(0))
+    batches = Batches(grey, 5, transform=lambda x, g: binarize(x, "dynamic", generator=g))
+    parts = [batches.epoch(1, Share(rank, 2)) for rank in range(2)]
+    for whole in batches.epoch(1):
+        assert torch.equal(torch.cat([next(part) for part in parts]), whole)

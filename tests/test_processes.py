@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.surroundings import ROOT
 from tests.together import PLANTED, TRAININGS
@@ -17,12 +19,17 @@ SAME = list(TRAININGS)[: list(TRAININGS).index("all options") + 1]
 
 
 def together(out, names, processes=2, *options):
-    """Let so many processes do trainings together, one thread each."""
+    """Let so many processes do trainings together."""
+    return launched(["tests.together", str(out), *names], processes, *options)
+
+
+def launched(module, processes=1, *options):
+    """Run a module in so many processes of one thread each, and return what was said."""
     run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, *([*run, *options] if processes > 1 else [])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
     done = subprocess.run(
-        [*command, "-m", "tests.together", str(out), *names],
+        [*command, "-m", *module],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -30,7 +37,7 @@ def together(out, names, processes=2, *options):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    return done.stderr
+    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +131,26 @@ def test_a_process_that_was_killed_is_started_again(tmp_path):
     for end in (first, second):
         assert end["steps"] < 24  # not from the beginning
         assert torch.equal(numbers(end["weights"]), numbers(straight))
+
+
+def test_the_command_line_trains_in_two_processes(tmp_path):
+    generator = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    for number in range(40):
+        grey = generator.integers(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(grey).save(tmp_path / "pictures" / f"{number:02}.png")
+    settings = ["--batch-size", "12", "--width", "4", "--latents", "2", "--size", "8"]
+    rows = []
+    for processes in (1, 2):
+        run = ["-o", str(tmp_path / str(processes)), "--epochs", "3", *settings]
+        said = launched(["vae_lib", "train", str(tmp_path / "pictures"), *run], processes)
+        assert said.count("epoch 3 of 3") == 1  # the first alone speaks
+        lines = (tmp_path / str(processes) / "history.csv").read_text(encoding="utf-8").split()
+        rows.append([float(number) for line in lines[1:] for number in line.split(",")[1:3]])
+    assert rows[1] == pytest.approx(rows[0], rel=1e-4)
+    # What two began, one goes on with.
+    run = ["-o", str(tmp_path / "2"), "--epochs", "4"]
+    assert "which has 3 of 4" in launched(["vae_lib", "train", str(tmp_path / "pictures"), *run])
 
 
 def test_alone_there_is_nothing_to_share():

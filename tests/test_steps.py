@@ -129,7 +129,7 @@ def test_images_that_are_none_are_refused_at_their_step(behind):
 def test_levels_that_are_none_are_no_index():
     x = torch.full((40, 64), 0.3)
     model = conv_vae((1, 8, 8), 2, width=2)
-    with pytest.raises(ValueError, match="multiples of 1/255.*Found at epoch 1, step 1"):
+    with pytest.raises(ValueError, match=r"multiples of 1/255.*Found at epoch 1, step 1\."):
         train(model, Batches(x, 20), epochs=1)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from vae_lib import checkpoints
+from vae_lib.processes import from_first, joined
 from vae_lib.recipes import DEFAULTS, DEFAULTS_MNIST, LIKELIHOODS, MNIST, described, table
 from vae_lib.runs import Run, device
 
@@ -35,6 +36,9 @@ that the run was begun with.
   vae train icons --channels 4               # keep what is transparent
   vae train scans --channels 1 --likelihood bits   # black and white
   vae train mnist                            # the network of the chapter *code*
+
+Two processes that share each batch, on a machine of two processors or more:
+  torchrun --standalone --nproc-per-node 2 -m vae_lib train ~/pictures
 
 The run folder holds weights.safetensors, recipe.json, state.safetensors, history.csv,
 pictures.csv, curve.png, samples.png and reconstructions.png.
@@ -145,16 +149,27 @@ def _reason(error: Exception) -> str:
 
 
 def train(chosen) -> None:
-    """Begin a run or go on with one."""
+    """Begin a run or go on with one, in one process or together with others."""
+    folder = Path(chosen.output or Path("runs") / _name(chosen.source))
+    with joined(getattr(chosen, "device", None) or "cpu") as ours:
+        if ours.rank == 0:
+            _train(chosen, folder)
+        else:
+            from_first(bool)  # wait until the first has begun the run
+            Run.open(folder).train(chosen.epochs)
+
+
+def _train(chosen, folder: Path) -> None:
+    """Begin a run or go on with one, and tell of it."""
     names = [name for name in DEFAULTS if hasattr(chosen, name)]
     settings = {name: getattr(chosen, name) for name in names}
-    folder = Path(chosen.output or Path("runs") / _name(chosen.source))
     new = not (folder / "recipe.json").is_file()
     if not new:
         run = Run.open(folder)
         run.agree(chosen.source, **settings)
     else:
         run = Run.create(folder, chosen.source, **settings)
+    from_first(bool)  # the others may open it
     pictures = run.data.pictures
     print(run.data)
     _list_skipped(pictures.skipped)

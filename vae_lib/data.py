@@ -257,7 +257,9 @@ class Batches:
     """Shuffled batches of images that depend on the seed and the epoch alone.
 
     Arguments:
-        images: Rows to draw from, shape (n, ...), on any device.
+        images: Rows to draw from, shape (n, ...), on any device. They may be a file larger than
+            the memory, of which only the rows of a batch are read:
+            `torch.from_numpy(np.load("rows.npy", mmap_mode="c"))`.
         batch_size: Rows in a batch; the last one of an epoch may be smaller.
         seed: With the epoch's number it decides the order, which is the same on every device,
             and the generator of `transform`.

@@ -30,6 +30,7 @@ from vae_lib.evaluation import Estimate, held_out_elbo, log_likelihood
 from vae_lib.images import Pictures
 from vae_lib.model import VAE, switched
 from vae_lib.objectives import log_weights
+from vae_lib.processes import from_first, share
 from vae_lib.recipes import (
     DEFAULTS,
     DEFAULTS_MNIST,
@@ -247,6 +248,8 @@ class Run:
     def train(self, epochs: int | None = None, *, report: Callable[[dict], None] | None = None):
         """Train, or go on where the training stopped, and write the folder after each epoch.
 
+        Processes that have joined (`vae_lib.processes`) share each batch, and the first writes.
+
         Arguments:
             epochs: How many in all; None as many as the run was begun for.
             report: Called after each epoch with its row of the history.
@@ -256,7 +259,7 @@ class Run:
             OSError: A file cannot be written; the old ones are left.
             vae_lib.training.Interrupted: Ctrl-C; the state is on disk.
         """
-        recipe, seen = self.recipe, self.epochs
+        recipe, seen = self.recipe, from_first(lambda: self.epochs)
         if not seen and (self.folder / "weights.safetensors").exists():
             raise ValueError(
                 f"run: {self.folder} has weights, and its state.safetensors, from which to go on, "
@@ -276,7 +279,8 @@ class Run:
         self.recipe, epochs = recipe, recipe.epochs
         batches, model = self._batches(), recipe.model().to(device(recipe.device))
         self._model = model
-        checkpoints.write({self.folder / "recipe.json": recipe.content()})
+        if share().rank == 0:
+            checkpoints.write({self.folder / "recipe.json": recipe.content()})
         state = State(self.folder / "state.safetensors", every=EVERY)
         options = {"learning_rate": recipe.learning_rate, "clip": recipe.clip}
         options |= {"seed": recipe.seed, "state": state}
@@ -287,7 +291,8 @@ class Run:
         for number in range(max(1, seen), epochs + 1):
             train(model, batches, epochs=number, **options)
             self._model = _kept(model, state)
-            if state.step == 0:  # else the weights are those of the middle of the next epoch
+            # In the middle of an epoch the weights are not those that the last row judged.
+            if state.step == 0 and share().rank == 0:
                 self._save(state)
                 if number == epochs or time.monotonic() - drawn > DRAW_EVERY:
                     self._draw(state.history)
@@ -512,7 +517,10 @@ class Run:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keep a second training out of a run folder."""
+    """Keep a second training out of a run folder; processes that train together are one."""
+    if share().rank > 0:
+        yield
+        return
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
