@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.surroundings import ROOT
 from tests.together import PLANTED, TRAININGS
-from vae_lib.noise import Rows, Share, normal, uniform
+from vae_lib.noise import Share
 from vae_lib.processes import from_first, share
 
 TOGETHER = [name for name in TRAININGS if name != "killed"]
@@ -156,32 +156,3 @@ def test_the_command_line_trains_in_two_processes(tmp_path):
 def test_alone_there_is_nothing_to_share():
     assert share() == Share(0, 1)
     assert from_first(lambda: [1]) == [1]
-
-
-@pytest.mark.parametrize("draw", [normal, uniform])
-@pytest.mark.parametrize(("shape", "axis"), [((7, 3), -2), ((2, 7, 3), -2), ((7, 2, 2), 0)])
-def test_rows_are_those_of_the_whole(draw, shape, axis):
-    def seeded():
-        return torch.Generator().manual_seed(5)
-
-    like = torch.zeros(0, dtype=torch.float64)
-    whole = draw(shape, seeded(), like=like, axis=axis)
-    parts = []
-    for rank in range(3):
-        rows = Share(rank, 3).rows(7)
-        part = [*shape]
-        part[axis] = rows.stop - rows.start
-        parts.append(draw(part, Rows(seeded(), 7, rows), like=like, axis=axis))
-    assert whole.dtype == torch.float64
-    assert torch.equal(torch.cat(parts, axis), whole)
-
-
-def test_noise_that_is_not_for_its_rows_is_refused():
-    rows = Rows(torch.Generator(), 10, slice(0, 4))
-    for shape in [(5, 3), (3,), ()]:
-        with pytest.raises(ValueError, match="generator: expected to draw for the 4 images"):
-            normal(shape, rows, like=torch.zeros(0))
-    with pytest.raises(TypeError):
-        torch.randn(4, 3, generator=rows)
-    with pytest.raises(ValueError, match="generator: expected a torch"):
-        normal((4, 3), 3, like=torch.zeros(0))
