@@ -48,7 +48,7 @@ def joined(device: str = "cpu") -> Iterator[Share]:
     if not distributed.is_torchelastic_launched():
         yield Share()
         return
-    cuda = torch.device(device).type == "cuda"
+    cuda = torch.device(device).type == "cuda" and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(distributed.get_node_local_rank())
     store, rank, of = next(distributed.rendezvous("env://", timeout=PATIENCE))
