@@ -1,8 +1,10 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from tests import independent
 from vae_lib.autoregressive import AutoregressiveMixture, LocalBernoulli
 from vae_lib.convolutional import GAIN
 from vae_lib.data import Batches
@@ -115,6 +117,43 @@ def test_it_works_in_64_bits_and_on_another_default():
     with torch.device("meta"):
         made = small()
     assert {weight.device.type for weight in made.state_dict().values()} == {"cpu"}
+
+
+def trained(**choices):
+    """A small network in 64 bits after some steps, none of whose biases is zero any more."""
+    model = small(**choices)
+    train(model, Batches(pictures(200), 20), epochs=3, learning_rate=3e-3)
+    return model.double()
+
+
+@pytest.mark.parametrize("choices", [{}, {"latents": 1}, {"reach": 0}, {"reach": 3}], ids=str)
+def test_another_implementation_gives_the_same_densities(choices):
+    model, x = trained(**choices), pictures(5).double()
+    w, q = independent.arrays(model), model.encoder(x)
+    z = q.sample(generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        ours = [*(q.mean, q.log_std), model.decoder(z).log_prob(x), model.prior().log_prob(z)]
+    x, z, shape = x.numpy(), z.numpy(), (8, 12)
+    theirs = [
+        *independent.encoded(x, shape, w),
+        independent.log_p_of_pixels(x, z, shape, w),
+        independent.log_p_of_latents(z, w),
+    ]
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one.detach().numpy(), other, rtol=1e-10, atol=1e-10)
+
+
+def test_another_estimator_agrees_within_its_errors():
+    model, x = trained(), pictures(20).double()
+    found = log_likelihood(model, x, samples=2000)
+    theirs, errors = independent.log_likelihood(
+        x.numpy(), (8, 12), independent.arrays(model), 300, np.random.default_rng(0)
+    )
+    error = np.hypot(found.sampling_errors.numpy(), errors)
+    gap = found.values.numpy() - theirs
+    assert np.abs(gap / error).max() < 4.5
+    assert abs(gap.mean()) < 4 * np.sqrt((error**2).sum()) / len(x)
+    assert error.mean() < 0.1
 
 
 def test_what_cannot_be_is_refused():
