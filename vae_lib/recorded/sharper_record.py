@@ -22,7 +22,7 @@ import torch
 from vae_lib import checkpoints
 from vae_lib.data import Batches, binarize, load_mnist, seeded
 from vae_lib.evaluation import Estimate, held_out_elbo, log_likelihood
-from vae_lib.objectives import iwae, terms
+from vae_lib.objectives import dreg, terms
 from vae_lib.records import Record
 from vae_lib.residual import residual_vae
 from vae_lib.states import State
@@ -51,10 +51,13 @@ def objective(state, steps):
     """The ELBO, with a rate that counts little at first; at the end the tighter bound."""
 
     def value(model, x, generator):
-        if state.steps >= steps * (EPOCHS - LAST) // EPOCHS:
-            return iwae(model, x, generator, samples=SAMPLES)
-        cost = terms(model, x, generator)
-        return -(cost.distortion + min(1, (state.steps + 1) / WARM_UP) * cost.rate)
+        if state.steps < WARM_UP:
+            cost = terms(model, x, generator)
+            return -(cost.distortion + (state.steps + 1) / WARM_UP * cost.rate)
+        # With one sample its value is the ELBO's, and its gradient is less noisy: in a short run
+        # the hundred steps after the warm-up were better by a nat.
+        last = state.steps >= steps * (EPOCHS - LAST) // EPOCHS
+        return dreg(model, x, generator, samples=SAMPLES if last else 1)
 
     return value
 
@@ -171,7 +174,8 @@ def main():
         recipe="residual_vae with 40 latents, its autoregressive prior and a reach of 3; MNIST "
         "binarised dynamically, all 60,000 training images, 28 epochs, batches of 64, Adam with a "
         "cosine from 2e-3, rate weighted from 0 to 1 over 2,000 steps, the last two epochs by the "
-        "importance-weighted bound of 5, weights averaged with 0.999, seed 0",
+        "importance-weighted bound of 5, doubly reparameterised gradients, weights averaged with "
+        "0.999, seed 0",
         unit="nats per image; scores on the 10,000 test images, binarised once",
         kept=parser.parse_args().kept,
     )
