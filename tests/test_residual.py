@@ -44,7 +44,7 @@ def test_it_is_trained_sampled_and_scored():
 
 def test_training_raises_the_bound():
     model = small()
-    history = train(model, Batches(pictures(200), 20), epochs=4, learning_rate=3e-3)
+    history = train(model, Batches(pictures(100), 20), epochs=5, learning_rate=3e-3)
     assert history[-1] > history[0] + 5
 
 
@@ -122,7 +122,7 @@ def test_it_works_in_64_bits_and_on_another_default():
 def trained(**choices):
     """A small network in 64 bits after some steps, none of whose biases is zero any more."""
     model = small(**choices)
-    train(model, Batches(pictures(200), 20), epochs=3, learning_rate=3e-3)
+    train(model, Batches(pictures(100), 20), epochs=4, learning_rate=3e-3)
     return model.double()
 
 
@@ -144,10 +144,10 @@ def test_another_implementation_gives_the_same_densities(choices):
 
 
 def test_another_estimator_agrees_within_its_errors():
-    model, x = trained(), pictures(20).double()
-    found = log_likelihood(model, x, samples=2000)
+    model, x = trained(), pictures(8).double()
+    found = log_likelihood(model, x, samples=1000)
     theirs, errors = independent.log_likelihood(
-        x.numpy(), (8, 12), independent.arrays(model), 300, np.random.default_rng(0)
+        x.numpy(), (8, 12), independent.arrays(model), 200, np.random.default_rng(0)
     )
     error = np.hypot(found.sampling_errors.numpy(), errors)
     gap = found.values.numpy() - theirs
