@@ -2,17 +2,19 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests import independent
 from vae_lib.checkpoints import RECORDED, load
 from vae_lib.convolutional import conv_vae
 from vae_lib.data import MNIST, binarize, load_mnist, quantize, seeded
 from vae_lib.evaluation import LogLikelihood, held_out_elbo, log_likelihood
 from vae_lib.images import EMOJI, load_images
 from vae_lib.model import dense_vae
-from vae_lib.recorded import own_split
+from vae_lib.recorded import own_split, sharper_record
 from vae_lib.records import checksums
 
 NAMES = sorted({path.stem for path in RECORDED.glob("*.json")})
@@ -61,6 +63,45 @@ def test_a_network_of_burda_still_scores_what_was_recorded(name):
     assert scores["log_likelihood"].mean().item() == pytest.approx(
         recipe["log_likelihood"], abs=1e-3
     )
+
+
+def sharper():
+    """Return the network of the record, its test images, what was stated, and image by image."""
+    model = sharper_record.network()
+    recipe = load(RECORDED / "sharper-digits", model)
+    scores = load_file(RECORDED / "sharper-digits-scores.safetensors")
+    images = load_mnist().test_images
+    images = sharper_record.drawn(images, seeded(0, stream="test images"))
+    stated = LogLikelihood(scores["log_likelihood"], scores["effective_samples"], recipe["samples"])
+    return model, images, recipe, scores["elbo"], stated
+
+
+def test_the_record_still_scores_what_was_recorded():
+    model, images, recipe, elbos, stated = sharper()
+    found = held_out_elbo(model, images[:1000]).elbo.values
+    torch.testing.assert_close(found, elbos[:1000], rtol=0, atol=0.1)
+    assert elbos.mean().item() == pytest.approx(recipe["elbo"], abs=1e-3)
+    assert stated.mean == pytest.approx(recipe["log_likelihood"], abs=1e-3)
+    assert stated.standard_error == pytest.approx(recipe["standard_error"], abs=1e-3)
+    assert 0 <= recipe["move"] < sharper_record.ENOUGH
+    assert recipe["log_likelihood"] >= -80
+
+
+def test_another_implementation_agrees_with_the_record():
+    """In NumPy, with other latents: what `tests.independent` finds for a few images."""
+    model, images, _, _, stated = sharper()
+    rows = torch.randperm(len(images), generator=seeded(0, stream="rows"))[:12]
+    found, errors = independent.log_likelihood(
+        images[rows].double().numpy(),
+        (28, 28),
+        independent.arrays(model),
+        100,
+        np.random.default_rng(0),
+    )
+    error = np.hypot(errors, stated.sampling_errors[rows].numpy())
+    gap = found - stated.values[rows].numpy()
+    assert abs(gap.mean()) < 4 * np.sqrt((error**2).sum()) / len(rows)
+    assert error.mean() < 0.5
 
 
 def test_the_emoji_network_still_scores_what_was_recorded():
