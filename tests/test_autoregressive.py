@@ -289,9 +289,21 @@ def test_log_stds_are_held():
 
 
 def test_sixteen_bits_are_widened():
+    coins = LocalBernoulli(features(6, 4).bfloat16(), head().bfloat16())
+    assert coins.log_prob(every(6)[[3]].bfloat16()).dtype == torch.float32
+    assert coins.sample(generator=source()).dtype == torch.float32
     network = mixture(2).network.to(torch.bfloat16)
     p = AutoregressiveMixture(network, 2)
     assert all(part.dtype == torch.float32 for part in p.conditionals(torch.zeros(3, 2).bfloat16()))
+
+
+def test_a_rare_pixel_is_as_rare_in_sixteen_bits():
+    network = LocalHead((1, 1), 1, reach=0, layers=0).bfloat16()
+    with torch.no_grad():
+        network.last.weight.zero_()
+        network.last.bias.fill_(-9)  # a probability of 1.2e-4, where 16 bits have steps of 4e-3
+    drawn = LocalBernoulli(torch.zeros(100_000, 1, 1).bfloat16(), network)
+    assert 1 <= drawn.sample(generator=source()).sum() <= 30
 
 
 def test_rows_of_another_length_are_refused():

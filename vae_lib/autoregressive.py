@@ -89,13 +89,15 @@ class LocalHead(nn.Module):
             Zeros and ones, shape (n, pixels).
         """
         (height, width), reach = self.shape, self.reach
-        framed = self._framed(uniform.new_zeros(len(uniform), height, width))
+        framed = self._framed(features.new_zeros(len(uniform), height, width))
         kernel = self._kernel().flatten(1)
         for pixel in range(height * width):
             row, column = divmod(pixel, width)
             before = framed[:, row : row + reach + 1, column : column + 2 * reach + 1]
-            p = torch.sigmoid(self._logits(features[:, pixel] + before.flatten(1) @ kernel.T))
-            framed[:, row + reach, column + reach] = (uniform[:, pixel] < p).to(p) + 0 * p
+            logits = self._logits(features[:, pixel] + before.flatten(1) @ kernel.T)
+            p = torch.sigmoid(logits.to(uniform.dtype))
+            ones = (uniform[:, pixel] < p).to(p) + 0 * p  # NaN shows, rather than paper
+            framed[:, row + reach, column + reach] = ones
         return framed[:, reach:, reach : reach + width].flatten(1)
 
     def _framed(self, pictures: Tensor) -> Tensor:
@@ -166,12 +168,14 @@ class LocalBernoulli:
         """Draw each image once, pixel by pixel: zeros and ones, shape (..., pixels)."""
         features = self.features.detach()
         shape = features.shape[:-1]
-        alike = {"device": features.device, "dtype": features.dtype}
+        # In 16 bits the chances of a rare pixel would be rounded.
+        kind = torch.promote_types(features.dtype, torch.float32)
+        alike = {"device": features.device, "dtype": kind}
         uniform = torch.rand(shape, generator=source(generator), **alike)
         with torch.no_grad():
             rows = features.reshape(-1, *features.shape[-2:])
             drawn = self.head.sample(rows, uniform.reshape(rows.shape[:-1]))
-        return drawn.reshape(shape)
+        return drawn.reshape(shape).to(kind)
 
 
 class LocalDecoder(nn.Module):
