@@ -29,7 +29,8 @@ def convolved(h, w, name, stride=1):
     for down in range(size):
         for right in range(size):
             seen = framed[:, down : down + height : stride, right : right + width : stride]
-            out = out + seen @ kernel[:, :, down, right].T
+            rows = seen.reshape(-1, seen.shape[-1]) @ kernel[:, :, down, right].T
+            out = out + rows.reshape(*seen.shape[:-1], -1)
     return out
 
 
@@ -81,16 +82,19 @@ def log_p_of_pixels(x, z, shape, w):
     """Return log p(x given z) of images (n, pixels), each with its latents (n, d)."""
     height, width = shape
     h, kernel = features(z, shape, w), w["decoder.head.weight"]
-    reach, pictures = kernel.shape[1] - 1, x.reshape(-1, height, width)
+    reach = kernel.shape[1] - 1
     for row in range(height):
         for column in range(width):
+            places, weights = [], []
             for up in range(reach + 1):
                 for side in range(-reach, reach + 1):
                     other, beside = row - up, column + side
                     inside = other >= 0 and 0 <= beside < width
                     if inside and other * width + beside < row * width + column:
-                        weight = kernel[:, reach - up, reach + side]
-                        h[:, row, column] += pictures[:, other, beside, None] * weight
+                        places.append(other * width + beside)
+                        weights.append(kernel[:, reach - up, reach + side])
+            if places:
+                h[:, row, column] += x[:, places] @ np.array(weights)
     for number in range(sum(name.startswith("decoder.head.layers.") for name in w) // 2):
         h = h + affine(silu(h), w, f"decoder.head.layers.{number}")
     logits = affine(silu(h), w, "decoder.head.last").reshape(len(x), -1)
@@ -147,8 +151,12 @@ def log_likelihood(x, shape, w, samples, rng):
     noise = rng.standard_normal((samples, *mean.shape))
     z = mean + WIDER * np.exp(log_std) * noise
     log_q = (-0.5 * noise**2 - 0.5 * np.log(2 * np.pi) - np.log(WIDER) - log_std).sum(-1)
-    log_p = log_p_of_latents(z.reshape(-1, z.shape[-1]), w).reshape(samples, -1)
-    log_w = log_p - log_q + np.stack([log_p_of_pixels(x, one, shape, w) for one in z])
+    rows = z.reshape(-1, z.shape[-1])
+    log_p = log_p_of_latents(rows, w)
+    some = range(50, len(rows), 50)  # so many at a time, for the memory's sake
+    pairs = zip(np.split(np.tile(x, (samples, 1)), some), np.split(rows, some), strict=True)
+    log_p = log_p + np.concatenate([log_p_of_pixels(*pair, shape, w) for pair in pairs])
+    log_w = log_p.reshape(samples, -1) - log_q
     total = _logsumexp(log_w.T)
     effective = np.exp(2 * total - _logsumexp(2 * log_w.T))
     return total - np.log(samples), np.sqrt(1 / effective - 1 / samples)

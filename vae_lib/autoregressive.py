@@ -166,8 +166,7 @@ class LocalBernoulli:
 
     def sample(self, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw each image once, pixel by pixel: zeros and ones, shape (..., pixels)."""
-        features = self.features.detach()
-        shape = features.shape[:-1]
+        features, shape = self.features, self.features.shape[:-1]
         # In 16 bits the chances of a rare pixel would be rounded.
         kind = torch.promote_types(features.dtype, torch.float32)
         alike = {"device": features.device, "dtype": kind}
