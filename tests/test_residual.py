@@ -74,6 +74,15 @@ def test_a_block_adds_two_convolutions():
     assert wide.second.weight.std().item() == pytest.approx(GAIN / math.sqrt(64 * 9) / 2, rel=0.02)
 
 
+def test_the_first_latents_lie_near_the_prior_and_reach_the_decoder():
+    model, x = residual_vae(), pictures(50, 784)
+    q = model.encoder(x)
+    assert q.log_std.abs().max() < 0.4
+    assert 0.2 < q.mean.std() < 2
+    weight = model.decoder.network.first.weight
+    assert weight.std().item() == pytest.approx(1 / math.sqrt(40), rel=0.02)
+
+
 def test_the_encoder_is_what_plain_layers_make_of_centred_pictures():
     """Without regard to how numbers lie in memory: channel by channel, as PyTorch has them."""
     encoder, x = ResidualEncoder((8, 12), (4, 6), (1, 2)), pictures(5)
