@@ -9,8 +9,9 @@ Around the core stand rooms to enter when they are needed: `figures` and `result
 tables of a page), `fingerprints` (what a figure drew),
 `records` (what a long run leaves), `recorded` (the scripts of the long runs), `images` (folders of
 pictures), `picture_files` (how one of their files is read), `convolutional` (networks for
-pictures), `recipes` and `runs` (a run folder) and `__main__` (the command line). The core imports
-none of them.
+pictures), `autoregressive` (pixels and latents that depend on those before them), `residual` (the
+network that has both), `recipes` and `runs` (a run folder) and `__main__` (the command line). The
+core imports none of them.
 """
 
 from vae_lib import (
