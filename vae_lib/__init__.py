@@ -8,8 +8,9 @@ two, which are for pages; `figures` needs matplotlib.
 Around the core stand rooms to enter when they are needed: `fingerprints` (what a figure drew),
 `records` (what a long run leaves), `recorded` (the scripts of the long runs), `images` (folders of
 pictures), `picture_files` (how one of their files is read), `convolutional` (networks for
-pictures), `recipes` and `runs` (a run folder) and `__main__` (the command line). The core imports
-none of them, but for `figures`, which stores its fingerprints.
+pictures), `priors` (those that are learned), `losses` (what
+those of other people amount to), `recipes` and `runs` (a run folder) and `__main__` (the command
+line). The core imports none of them, but for `figures`, which stores its fingerprints.
 """
 
 from vae_lib import (
