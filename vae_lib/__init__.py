@@ -8,7 +8,7 @@ two, which are for pages; `figures` needs matplotlib.
 Around the core stand rooms to enter when they are needed: `fingerprints` (what a figure drew),
 `records` (what a long run leaves), `recorded` (the scripts of the long runs), `images` (folders of
 pictures), `picture_files` (how one of their files is read), `convolutional` (networks for
-pictures), `priors` (those that are learned), `losses` (what
+pictures), `priors` (those that are learned), `hierarchy` (latents above latents), `losses` (what
 those of other people amount to), `recipes` and `runs` (a run folder) and `__main__` (the command
 line). The core imports none of them, but for `figures`, which stores its fingerprints.
 """
