@@ -233,6 +233,12 @@ def test_weights_are_those_of_what_was_met(make):
     expected = likelihood.log_prob(x) + sum(p.log_prob(z) - q.log_prob(z) for q, p, z in met)
     found = log_weights(model, x, 1, generator(2))[0]
     alike(found, expected)
+    weights = list(model.parameters())
+    ours, theirs = (
+        torch.autograd.grad(w.sum(), weights, retain_graph=True) for w in (found, expected)
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        alike(one, other)
     alike(terms(model, x, generator(2)).distortion, -likelihood.log_prob(x))
 
 
