@@ -30,7 +30,7 @@ def rough(model):
     with torch.no_grad():
         for weight in model.parameters():
             noise = torch.randn(weight.shape, generator=noises, dtype=weight.dtype)
-            weight += 0.4 * noise / math.sqrt(max(4, weight[0].numel()))
+            weight += 0.2 * noise / math.sqrt(max(4, weight[0].numel()))
     return model
 
 
@@ -205,6 +205,28 @@ def test_training_starts_with_each_q_equal_to_its_prior():
         assert torch.equal(q.mean, p.mean.expand_as(q.mean))
         assert torch.equal(q.std, torch.ones_like(q.std))
     assert (terms(model, x, generator()).rate == 0).all()
+
+
+def test_spreads_are_held_however_far_the_network_goes():
+    model, x = small(), bits(5)
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.prior.network[-1].bias.fill_(-1e6)
+            layer.posterior.heads.network[-1].bias.fill_(1e6)
+    for q, p, _ in walked(model, x)[0][1:]:
+        assert p.log_std.unique().tolist() == [-5]
+        assert q.log_std.unique().tolist() == [0]  # -5, and a factor that is 5 at most
+        assert p.mean.unique().tolist() == [-1e6]
+
+
+def test_channels_double_with_each_halving_up_to_four_times():
+    model = conv_hierarchy((1, 16, 16), (1, 1, 1, 1), latents=1, channels=1, width=2)
+    assert [layer.posterior.above.in_channels for layer in model.layers] == [8, 8, 4, 2]
+
+
+def test_black_is_not_silence():
+    _, *seen = small().bottom_up(torch.zeros(1, 64))
+    assert all(one.abs().mean() > 0.1 for one in seen)
 
 
 def test_every_weight_learns_once_none_is_zero():

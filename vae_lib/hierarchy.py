@@ -22,6 +22,9 @@ from vae_lib.networks import check_rows, linear
 
 WIDEST = 4  # channels double with each halving, up to this many times the width
 PLAIN = 1 / GAIN  # for a convolution of what no SiLU has shortened
+# Below the top, log sigma and the logarithm of its factor are held between minus and plus this.
+# Unbounded, a broad latent makes the next one broader still, and now and then a draw is infinite.
+LIMIT = 5.0
 HOW = "Make ones and zeros of bytes with vae_lib.data.binarize"
 
 
@@ -149,7 +152,8 @@ def conv_hierarchy(
     after a SiLU, with its last weights divided by the root of the number of blocks on its way, as
     in the very deep VAE of Child (2021), and no normalisation. They work at half the sides and
     below; at the full size nothing is computed. Training starts with each q equal to its prior, a
-    standard normal. Gradients can be long: train with `clip`.
+    standard normal. Gradients can be long: train with `clip`. Logarithms of spreads below the top
+    are held between -5 and 5 by a tanh, as in the code of Vahdat and Kautz (2020).
 
     Arguments:
         shape: Channels, height and width of a picture; the sides can be halved once for each of
@@ -258,14 +262,15 @@ class _Up(nn.Module):
 
 
 class _Heads(nn.Module):
-    """A network's channels as two tensors of rows."""
+    """A network's channels as two tensors of rows, the second within its limits."""
 
     def __init__(self, network):
         super().__init__()
         self.network = network
 
-    def forward(self, h: Tensor) -> list[Tensor]:
-        return [half.flatten(-3) for half in self.network(h).chunk(2, -3)]
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = (half.flatten(-3) for half in self.network(h).chunk(2, -3))
+        return first, LIMIT * torch.tanh(second / LIMIT)
 
 
 class _Posterior(nn.Module):
@@ -280,7 +285,7 @@ class _Posterior(nn.Module):
         rest += [nn.SiLU(), _conv(narrow, outputs, 1, generator, scale=0.0)]
         self.heads = _Heads(nn.Sequential(*rest))
 
-    def forward(self, h: Tensor, seen: Tensor) -> list[Tensor]:
+    def forward(self, h: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         return self.heads(self.above(silu(h)) + self.below(silu(seen)))
 
 
