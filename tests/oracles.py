@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from vae_lib.distributions import DiagonalGaussian
+from vae_lib.hierarchy import Hierarchy, Layer
 from vae_lib.model import VAE, StandardNormal, dense_vae
 
 
@@ -114,3 +115,85 @@ def best_probabilistic_pca(images, latents):
     log_det = kept.log().sum() + (pixels - latents) * variance.log()
     mean = -0.5 * (pixels * math.log(2 * math.pi) + log_det + pixels)
     return mean.item(), vectors[:, -latents:], variance.sqrt().item()
+
+
+class Map(nn.Module):
+    """A function of tensors as a module."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *tensors):
+        return self.function(*tensors)
+
+
+def linear_hierarchy(off=(0.0, 0.0), wider=0.0, seed=0):
+    """A hierarchy of two latents with linear maps, in float64, and its exact log p(x).
+
+    z_1 ~ N(0, I), z_2 ~ N(A z_1 + a, s^2), x ~ N(B z_2 + b, 0.5^2 I), where A and B have
+    orthogonal columns. Then p(z_1 given x) and p(z_2 given z_1, x) are diagonal and linear, and q
+    is equal to them: every weight is p(x). The posteriors here are read off the covariance of
+    everything, by conditioning, and not worked out.
+
+    With `off`, the mean of q of each latent is so many of its standard deviations off, and with
+    `wider` its log standard deviation is greater by that. Returns the model, a matrix of images
+    drawn from it, their log p(x), and the divergence from q to the posterior for each latent.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    latents, pixels, std = 2, 5, 0.5
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    one, two = torch.eye(latents).double(), torch.eye(pixels).double()
+    A = torch.linalg.qr(draw(latents, latents))[0] * torch.tensor([0.7, 1.3]).double()
+    B, a, b = 1.5 * torch.linalg.qr(draw(pixels, latents))[0], draw(latents), draw(pixels)
+    log_s = torch.full((latents,), -0.3).double()
+    # Everything is what three independent normal vectors are mapped to: (z_1, z_2, x).
+    s = log_s.exp().diag()
+    zero = torch.zeros(latents, pixels).double()
+    root = torch.cat(
+        [
+            torch.cat([one, 0 * one, zero], 1),
+            torch.cat([A, s, zero], 1),
+            torch.cat([B @ A, B @ s, std * two], 1),
+        ]
+    )
+    mean = torch.cat([torch.zeros(latents).double(), a, B @ a + b])
+    covariance = root @ root.T
+    first, second, seen = slice(0, 2), slice(2, 4), slice(4, 9)
+
+    def conditional(of, given):
+        """Return gain, offset and log standard deviations of a part given others."""
+        inner = covariance[given][:, given]
+        gain = torch.linalg.solve(inner, covariance[given][:, of]).T
+        left = covariance[of][:, of] - gain @ covariance[given][:, of]
+        assert (left - left.diag().diag()).abs().max() < 1e-12  # so q can be diagonal
+        return gain, mean[of] - gain @ mean[given], 0.5 * left.diag().log()
+
+    top_gain, top_offset, top_log_std = conditional(first, torch.arange(4, 9))
+    gain, offset, log_std = conditional(second, torch.tensor([0, 1, *range(4, 9)]))
+
+    def encoder(x):
+        centre = x @ top_gain.T + top_offset + off[0] * top_log_std.exp()
+        return DiagonalGaussian(centre, (top_log_std + wider).expand_as(centre)), x
+
+    def prior(h):
+        centre = h @ A.T + a
+        return centre, log_s.expand_as(centre)
+
+    def posterior(h, x):
+        both = torch.cat([h, x.expand(*h.shape[:-1], pixels)], -1)
+        centre = both @ gain.T + offset + off[1] * log_std.exp()
+        return centre - prior(h)[0], (log_std + wider - log_s).expand_as(centre)
+
+    layer = Layer(nn.Identity(), Map(prior), Map(posterior), Map(lambda h, z: z))
+    decoder = LinearDecoder(B, b, std)
+    model = Hierarchy(Map(encoder), StandardNormal(latents), [layer], decoder).double()
+    everything = draw(40, 9) @ root.T + mean
+    images = everything[:, seen]
+    exact = torch.distributions.MultivariateNormal(mean[seen], covariance[seen][:, seen])
+    widened = 0.5 * (math.exp(2 * wider) - 1 - 2 * wider)
+    gaps = [latents * (0.5 * shift**2 + widened) for shift in off]
+    return model, images, exact.log_prob(images), gaps

@@ -11,9 +11,10 @@ from vae_lib.arguments import kind, real, source, tensor, whole
 from vae_lib.data import Batches, binarize, hold_out, quantize, seeded
 from vae_lib.distributions import Bernoulli, Categorical, DiagonalGaussian, DiscretizedLogistic
 from vae_lib.evaluation import Estimate, active_units, held_out_elbo, log_likelihood
+from vae_lib.losses import implied_weights
 from vae_lib.model import GaussianDecoder, dense_vae
 from vae_lib.networks import dense, linear
-from vae_lib.objectives import beta_elbo, dreg, elbo, implied_weights, iwae, log_weights
+from vae_lib.objectives import beta_elbo, dreg, elbo, iwae, log_weights
 from vae_lib.training import train
 
 BYTES = torch.zeros(6, 784, dtype=torch.uint8)

@@ -4,7 +4,6 @@ import sys
 import pytest
 import torch
 
-from vae_lib.data import seeded
 from vae_lib.distributions import Bernoulli, Categorical, DiagonalGaussian, DiscretizedLogistic
 from vae_lib.model import (
     VAE,
@@ -12,7 +11,6 @@ from vae_lib.model import (
     CategoricalDecoder,
     DiscretizedLogisticDecoder,
     GaussianDecoder,
-    GaussianMixture,
     StandardNormal,
     dense_vae,
     switched,
@@ -153,40 +151,6 @@ def test_a_gaussian_decoder_learns_its_spread_unless_told_otherwise():
 def test_a_spread_that_cannot_be_is_refused(std):
     with pytest.raises(ValueError, match="std: expected a number above zero"):
         GaussianDecoder(dense(2, 6), std)
-
-
-# -- the mixture prior
-
-
-def test_a_mixture_prior_starts_as_it_says():
-    prior = GaussianMixture(latents=3, components=4, seed=1)
-    found = prior()
-    assert found.components.mean.shape == (4, 3)
-    assert torch.equal(found.components.std, torch.ones(4, 3))
-    assert torch.equal(torch.softmax(found.logits, 0), torch.full((4,), 0.25))
-    assert torch.equal(found.components.mean, GaussianMixture(3, 4, seed=1)().components.mean)
-    assert not torch.equal(found.components.mean, GaussianMixture(3, 4)().components.mean)
-    assert torch.equal(GaussianMixture(3, 4)().components.mean, GaussianMixture(3, 4, seed=0).means)
-    stream = torch.randn(4, 3, generator=seeded(1, stream="mixture"))
-    assert torch.equal(prior.means, stream)
-
-
-def test_every_part_of_a_mixture_prior_learns():
-    prior = GaussianMixture(latents=2, components=3)
-    prior().log_prob(torch.tensor([[0.5, -0.5], [2.0, 1.0]])).sum().backward()
-    assert all((p.grad.abs() > 0).all() for p in prior.parameters())
-    assert len(list(prior.parameters())) == 3
-
-
-def test_generate_draws_from_whatever_prior_there_is():
-    class Identity(torch.nn.Module):
-        def forward(self, z):
-            return z
-
-    prior = GaussianMixture(latents=2, components=3)
-    model = VAE(Identity(), prior, Identity())
-    z = model.generate(7, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(z, prior().sample(7, generator=torch.Generator().manual_seed(0)))
 
 
 IMPORTED = """

@@ -8,9 +8,10 @@ from tests.oracles import best_probabilistic_pca, probabilistic_pca
 from vae_lib.data import Batches, hold_out
 from vae_lib.distributions import DiagonalGaussian
 from vae_lib.evaluation import held_out_elbo
-from vae_lib.model import VAE, GaussianDecoder, GaussianMixture, StandardNormal, dense_vae
+from vae_lib.model import VAE, GaussianDecoder, StandardNormal, dense_vae
 from vae_lib.networks import linear
 from vae_lib.objectives import elbo, log_weights
+from vae_lib.priors import GaussianMixture
 from vae_lib.states import State
 from vae_lib.training import cosine, train, watched
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vae_lib.arguments import tensor, whole
+from vae_lib.arguments import kind, tensor, whole
 from vae_lib.data import seeded
 from vae_lib.model import VAE, switched
 from vae_lib.objectives import log_weights, terms
@@ -206,7 +206,7 @@ def log_likelihood(
     values, effective, tenths = [], [], []
     with _judging(model):
         for x in images.split(batch_size):
-            at_once = max(1, PIXELS // x.numel())
+            at_once = max(1, PIXELS // (x.numel() * getattr(model, "per_pixel", 1)))
             counts = [min(100, samples - start) for start in range(0, samples, 100)]
             log_w = torch.cat([log_weights(model, x, n, noise, at_once=at_once) for n in counts])
             total = torch.logsumexp(log_w, 0)
@@ -240,8 +240,8 @@ def active_units(
         True for each active latent, shape (latents,), on the CPU.
 
     Raises:
-        ValueError: `images` is not a matrix with at least two rows, or a mean is not finite: of
-            weights that diverged, no latent would count as active.
+        ValueError: `images` is not a matrix with at least two rows, the model is a hierarchy, or a
+            mean is not finite: of weights that diverged, no latent would count as active.
 
     Example:
         >>> from vae_lib.model import dense_vae
@@ -251,7 +251,13 @@ def active_units(
     _check_images(images)
     batch_size = whole("batch_size", batch_size)
     with _judging(model):
-        means = torch.cat([model.encoder(x).mean for x in images.split(batch_size)])
+        answers = [model.encoder(x) for x in images.split(batch_size)]
+    if not hasattr(answers[0], "mean"):
+        raise ValueError(
+            "model: expected an encoder whose distribution has a mean, got one that returns "
+            f"{kind(answers[0])}. Of a hierarchy, look at the rates of vae_lib.objectives.terms."
+        )
+    means = torch.cat([q.mean for q in answers])
     bad = int((~means.isfinite()).any(-1).sum())
     if bad:
         raise ValueError(

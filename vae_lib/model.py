@@ -1,20 +1,14 @@
 """The variational autoencoder: an encoder, a prior and a decoder, each giving a distribution."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vae_lib.arguments import real, whole
-from vae_lib.data import seeded
-from vae_lib.distributions import (
-    Bernoulli,
-    Categorical,
-    DiagonalGaussian,
-    DiscretizedLogistic,
-    Mixture,
-)
+from vae_lib.distributions import Bernoulli, Categorical, DiagonalGaussian, DiscretizedLogistic
 from vae_lib.networks import TwoHeads, dense
 
 
@@ -130,43 +124,38 @@ class StandardNormal(nn.Module):
         return DiagonalGaussian(self.zeros, self.zeros)
 
 
-class GaussianMixture(nn.Module):
-    """A prior p(z) that is learned: a mixture of K diagonal Gaussians.
-
-    Arguments:
-        latents: The length of z, at least 1.
-        components: K, at least 1.
-        seed: Of the means, which start as draws from N(0, I), each component with unit spread.
-            They come from the stream "mixture" of the seed; see `vae_lib.data.seeded`.
-    """
-
-    def __init__(self, latents: int, components: int, *, seed: int = 0):
-        super().__init__()
-        generator = seeded(seed, stream="mixture")
-        means = torch.randn(components, latents, generator=generator, device="cpu")
-        self.means = nn.Parameter(means)
-        self.log_stds = nn.Parameter(torch.zeros_like(means))
-        self.logits = nn.Parameter(torch.zeros_like(means[:, 0]))
-
-    def forward(self) -> Mixture:
-        """Return p(z), of event shape (latents,)."""
-        return Mixture(self.logits, DiagonalGaussian(self.means, self.log_stds))
-
-
 class VAE(nn.Module):
     """A variational autoencoder (Kingma and Welling, 2014): three parts, each replaceable.
+
+    Objectives, evaluation and `generate` know a model by two methods alone. What has both is a
+    model, however many latents it has (`vae_lib.hierarchy`):
+
+    - `seen = bottom_up(x)` is what images alone say of the latents.
+    - `top_down(seen, choose)` returns p(x given z). On its way it calls `choose(q, p)` for each
+      latent, the top one first, with its q and its prior, both given the latents above.
+    - What `choose` returns is that latent: a draw from q to score an image, one from p to make
+      an image (then `seen` and q are None), or whatever a codec reads. The first may have axes
+      in front, such as samples; what follows carries them.
 
     Arguments:
         encoder: A module from images x (..., pixels) to a distribution q(z given x).
         prior: A module that, called with nothing, gives the distribution p(z).
         decoder: A module from latents z (..., latents) to a distribution p(x given z).
 
+    Attributes:
+        per_pixel: How many numbers the way down holds for each pixel, 1 unless set. Evaluation
+            decodes fewer latents at a time where they are many.
+
     Example:
         >>> model = dense_vae(latents=5)
         >>> q = model.encoder(torch.zeros(3, 784))
         >>> model.decoder(q.rsample()).mean.shape
         torch.Size([3, 784])
+        >>> model.top_down(model.bottom_up(torch.zeros(3, 784)), lambda q, p: q.mean).mean.shape
+        torch.Size([3, 784])
     """
+
+    per_pixel = 1
 
     def __init__(self, encoder: nn.Module, prior: nn.Module, decoder: nn.Module):
         super().__init__()
@@ -174,13 +163,27 @@ class VAE(nn.Module):
         self.prior = prior
         self.decoder = decoder
 
+    def bottom_up(self, x: Tensor) -> Any:
+        """Return what images x, shape (..., pixels), say of the latents: here q(z given x)."""
+        return self.encoder(x)
+
+    def top_down(self, seen: Any, choose: Callable[[Any, Any], Tensor]) -> Any:
+        """Return p(x given z) of the latents that `choose(q, p)` gives, here a single one.
+
+        Arguments:
+            seen: What `bottom_up` returned, or None, as to generate; then q is None.
+            choose: Called with q and the prior of each latent; returns the latent.
+        """
+        return self.decoder(choose(seen, self.prior()))
+
     def generate(self, count: int, *, generator: torch.Generator | None = None):
         """Draw `count` latents from the prior and return p(x given z), batch shape (count,).
 
         The model stays in the mode that it is in: with dropout or batch normalisation, put it
         into evaluation mode first, by `model.eval()` or `switched`.
         """
-        return self.decoder(self.prior().sample(count, generator=generator))
+        counts = iter([count])  # of the top latent; those below it follow
+        return self.top_down(None, lambda q, p: p.sample(next(counts, None), generator=generator))
 
 
 def dense_vae(

@@ -6,21 +6,29 @@ batch here, and nothing is negated: for the ELBO, larger is better.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vae_lib.arguments import real, whole
+from vae_lib.arguments import kind, real, whole
 from vae_lib.distributions import DiagonalGaussian
 from vae_lib.model import VAE
 
 
 @dataclass(frozen=True, eq=False)
 class Terms:
-    """The two costs of an image, in nats: what the latents leave open, and the latents."""
+    """The two costs of an image, in nats: what the latents leave open, and the latents.
+
+    Arguments:
+        distortion: Shape (batch,).
+        rate: Of all latents, shape (batch,).
+        rates: That of each latent of a hierarchy, the top one first; they add up to `rate`.
+    """
 
     distortion: Tensor
     rate: Tensor
+    rates: tuple[Tensor, ...] = ()
 
     @property
     def elbo(self) -> Tensor:
@@ -36,7 +44,8 @@ def terms(model: VAE, x: Tensor, generator: torch.Generator | None = None) -> Te
 
     The distortion is an unbiased estimate of its expectation over q. The rate is exact where
     encoder and prior are diagonal Gaussians; with any other prior it is estimated by the same
-    sample, as :math:`\log q(z | x) - \log p(z)`.
+    sample, as :math:`\log q(z | x) - \log p(z)`. In a hierarchy each latent has a rate, given the
+    sample of those above it, and they add up.
 
     Arguments:
         model: A VAE.
@@ -56,19 +65,23 @@ def terms(model: VAE, x: Tensor, generator: torch.Generator | None = None) -> Te
         >>> cost.distortion.shape, bool((cost.rate >= 0).all())
         (torch.Size([3]), True)
     """
-    q, prior = model.encoder(x), model.prior()
-    z = q.rsample(generator=generator)
-    if isinstance(q, DiagonalGaussian) and isinstance(prior, DiagonalGaussian):
-        rate = q.kl(prior)
-    else:
-        rate = q.log_prob(z) - prior.log_prob(z)
-    log_p = model.decoder(z).log_prob(x)
+    rates = []
+
+    def choose(q, prior):
+        z = q.rsample(generator=generator)
+        exact = isinstance(q, DiagonalGaussian) and isinstance(prior, DiagonalGaussian)
+        rates.append(q.kl(prior) if exact else q.log_prob(z) - prior.log_prob(z))
+        return z
+
+    model = _model(model)
+    log_p = model.top_down(model.bottom_up(x), choose).log_prob(x)
+    rate = sum(rates[1:], rates[0])
     if log_p.shape != rate.shape:  # or their sum would broadcast
         raise ValueError(
             f"model: expected one log p(x | z) for each of {tuple(rate.shape)} images, got shape "
             f"{tuple(log_p.shape)}. Let the decoder give rows of pixels: .flatten(1)."
         )
-    return Terms(distortion=-log_p, rate=rate)
+    return Terms(distortion=-log_p, rate=rate, rates=tuple(rates))
 
 
 def elbo(model: VAE, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -150,7 +163,7 @@ def log_weights(
         generator: The source of the noise; None takes PyTorch's global one.
         at_once: How many of the drawn latents of each image to decode at a time, at least 1; None
             for all. Without a gradient, fewer take less memory. It changes weights by rounding
-            alone.
+            alone, but in a hierarchy it changes the noise below the top.
 
     Returns:
         Nats, shape (samples, batch).
@@ -163,21 +176,41 @@ def log_weights(
         >>> log_weights(dense_vae(), torch.zeros(3, 784), 2).shape
         torch.Size([2, 3])
     """
-    if at_once is not None:
-        whole("at_once", at_once)
-    q, z = _draw(model, x, samples, generator)
-    parts = [z] if at_once is None or samples <= at_once else z.split(at_once)
-    prior = model.prior()
-    return torch.cat(
-        [model.decoder(z).log_prob(x) + prior.log_prob(z) - q.log_prob(z) for z in parts]
-    )
-
-
-def _draw(model: VAE, x: Tensor, samples: int, generator: torch.Generator | None):
-    """Return q(z given x) and that many latents from it for each image."""
     whole("samples", samples)
-    q = model.encoder(x)
-    return q, q.rsample(samples, generator=generator)
+    at_once = samples if at_once is None else whole("at_once", at_once)
+    model = _model(model)
+    seen = model.bottom_up(x)
+    tops: list[Tensor] = []
+
+    def first(q):
+        if not tops:  # all draws of the top latent are made at once
+            z = q.rsample(samples, generator=generator)
+            tops.extend([z] if samples <= at_once else z.split(at_once))
+        return tops.pop(0)
+
+    parts = range(0, samples, at_once)
+    return torch.cat([_log_weight(model, seen, x, first, generator) for _ in parts])
+
+
+def _log_weight(model, seen, x, first, generator) -> Tensor:
+    """Go top-down once, from the latent that `first` draws from its q, and weigh what was drawn."""
+    drawn = []
+
+    def choose(q, prior):
+        z = q.rsample(generator=generator) if drawn else first(q)
+        drawn.append((q, prior, z))
+        return z
+
+    log_w = model.top_down(seen, choose).log_prob(x)
+    for q, prior, z in drawn:
+        log_w = log_w + prior.log_prob(z) - q.log_prob(z)
+    return log_w
+
+
+def _model(model: Any) -> Any:
+    """Return a model with the two methods of a `VAE`: itself, or one made of its three parts."""
+    made = hasattr(model, "top_down")
+    return model if made else VAE(model.encoder, model.prior, model.decoder)
 
 
 def iwae(
@@ -230,7 +263,7 @@ def dreg(
     For k = 1 it is the estimator of Roeder, Wu and Duvenaud (2017).
 
     Arguments:
-        model: A VAE whose encoder gives a `DiagonalGaussian`.
+        model: A VAE with one latent vector, whose encoder gives a `DiagonalGaussian`.
         x: Images, shape (batch, pixels).
         generator: The source of the noise; None takes PyTorch's global one.
         samples: k, the number of latents per image, at least 1.
@@ -239,16 +272,24 @@ def dreg(
         Nats, shape (batch,); larger is better. Second derivatives are not those of the bound.
 
     Raises:
-        ValueError: `samples` below 1.
+        ValueError: `samples` below 1, or a model of another kind, such as a hierarchy.
 
     Example:
         >>> from vae_lib.model import dense_vae
         >>> dreg(dense_vae(), torch.zeros(3, 784), samples=5).shape
         torch.Size([3])
     """
-    q, z = _draw(model, x, samples, generator)
+    whole("samples", samples)
+    model = _model(model)
+    q = model.bottom_up(x)
+    if not isinstance(q, DiagonalGaussian):
+        raise ValueError(
+            f"model: expected a DiagonalGaussian as its q, got {kind(q)}. Use iwae, which serves "
+            "other distributions and hierarchies too."
+        )
+    z = q.rsample(samples, generator=generator)
     # q is held fixed here, so that its parameters act through z alone ...
-    log_w = model.decoder(z).log_prob(x) + model.prior().log_prob(z) - q.detach().log_prob(z)
+    log_w = _log_weight(model, q.detach(), x, lambda q: z, generator)
     weights = torch.softmax(log_w.detach(), 0)
     if z.requires_grad:
         # ... and what flows back through z is weighted once more.
@@ -256,81 +297,3 @@ def dreg(
     surrogate = (weights * log_w).sum(0)
     value = torch.logsumexp(log_w.detach(), 0) - math.log(samples)
     return value + surrogate - surrogate.detach()
-
-
-@dataclass(frozen=True)
-class ImpliedWeights:
-    """What a loss of two weighted terms amounts to, up to a common factor.
-
-    Arguments:
-        beta: The weight of the divergence beside a log likelihood summed over the pixels.
-    """
-
-    beta: float
-
-    @property
-    def std(self) -> float:
-        r"""The :math:`\sigma` of a Gaussian decoder for which a squared error is its ELBO.
-
-        .. math:: \sigma = \sqrt{\beta / 2}
-
-        since the squared error has the weight :math:`1 / 2\sigma^2` there. In the pixels' own
-        unit.
-        """
-        return math.sqrt(self.beta / 2)
-
-
-def implied_weights(
-    *,
-    pixels: int,
-    latents: int,
-    reconstruction: str = "sum",
-    divergence: str = "sum",
-    reconstruction_weight: float = 1.0,
-    divergence_weight: float = 1.0,
-) -> ImpliedWeights:
-    r"""Say which beta, or which sigma, a loss of two terms trains with.
-
-    .. math:: \beta = \frac{\text{divergence weight} \, / \, (d \text{ if averaged})}
-        {\text{reconstruction weight} \, / \, (D \text{ if averaged})}
-
-    Over the batch both terms must be averaged, or both summed. If one alone is summed over a
-    batch of M images, multiply its weight by M.
-
-    Arguments:
-        pixels: D, the numbers of an image over which the reconstruction is reduced: pixels times
-            channels.
-        latents: d.
-        reconstruction: "sum" or "mean", how it is reduced over the D numbers.
-        divergence: "sum" or "mean", how it is reduced over the d latents.
-        reconstruction_weight: What the reduced reconstruction is multiplied by, above zero.
-        divergence_weight: What the reduced divergence is multiplied by, not negative.
-
-    Returns:
-        The beta of a cross entropy, and the sigma (`std`) of a squared error.
-
-    Raises:
-        ValueError: An unknown reduction, or a size or weight out of range.
-
-    Example:
-        >>> found = implied_weights(  # mean squared error over 3 x 64 x 64, 0.00025 KL
-        ...     pixels=3 * 64 * 64, latents=128, reconstruction="mean", divergence_weight=0.00025)
-        >>> print(f"{found.std:.2f}")
-        1.24
-    """
-    for name, size in {"pixels": pixels, "latents": latents}.items():
-        whole(name, size)
-    for name, how in {"reconstruction": reconstruction, "divergence": divergence}.items():
-        if how not in ("sum", "mean"):
-            raise ValueError(f'{name}: expected "sum" or "mean", got {how!r}.')
-    if not real("reconstruction_weight", reconstruction_weight) > 0:
-        raise ValueError(
-            f"reconstruction_weight: expected a number above zero, got {reconstruction_weight}."
-        )
-    if not real("divergence_weight", divergence_weight) >= 0:
-        raise ValueError(
-            f"divergence_weight: expected a number not below zero, got {divergence_weight}."
-        )
-    per_pixel = reconstruction_weight / (pixels if reconstruction == "mean" else 1)
-    per_latent = divergence_weight / (latents if divergence == "mean" else 1)
-    return ImpliedWeights(beta=per_latent / per_pixel)
