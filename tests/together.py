@@ -19,10 +19,12 @@ from vae_lib.convolutional import conv_vae
 from vae_lib.data import Batches, binarize
 from vae_lib.distributions import DiagonalGaussian
 from vae_lib.evaluation import held_out_elbo
+from vae_lib.hierarchy import conv_hierarchy
 from vae_lib.model import dense_vae
 from vae_lib.noise import Share, normal
 from vae_lib.objectives import dreg, elbo, iwae
 from vae_lib.processes import from_first, joined, share
+from vae_lib.residual import residual_vae
 from vae_lib.states import State
 from vae_lib.training import cosine, train
 
@@ -54,6 +56,17 @@ def half(model, x, generator):
 
 def dense():
     return dense_vae(pixels=16, hidden=8, latents=2).double()
+
+
+def hierarchy():
+    sizes = {"layers": (1, 1), "latents": 2, "channels": 1, "width": 4}
+    return conv_hierarchy((1, 4, 4), **sizes).double()
+
+
+def in_turn():
+    """A network whose prior and whose pixels are autoregressive."""
+    options = {"widths": (4, 4), "encoder_blocks": (1, 1), "decoder_blocks": (1, 1)}
+    return residual_vae((4, 4), 3, features=4, **options).double()
 
 
 def trained(objective=elbo, *, make=dense, n=110, size=20, transform=None, epochs=4, **options):
@@ -189,6 +202,8 @@ TRAININGS = {
         make=lambda: conv_vae((1, 8, 8), 3, width=2, likelihood="bits").double(),
         transform=lambda x, _: x.repeat(1, 4),
     ),
+    "hierarchy": partial(trained, make=hierarchy, epochs=2),
+    "latents in turn": partial(trained, make=in_turn, epochs=2),
     "all options": all_options,
     "an epoch": an_epoch,
     "refused": refused,
