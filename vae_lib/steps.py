@@ -17,7 +17,7 @@ Objective = Callable[[nn.Module, Tensor, torch.Generator], Tensor]
 MOST_SKIPPED = 10  # steps in a row
 # After how many steps it is read what a device found. To wait for the processor costs nothing.
 READ_EVERY = {"cpu": 1}
-SELDOM = 50
+SELDOM = 20
 
 
 class Step:
