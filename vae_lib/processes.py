@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import distributed
@@ -17,7 +17,6 @@ from torch import distributed
 from vae_lib.noise import Share
 
 PATIENCE = timedelta(minutes=30)  # how long a process waits for the others
-Thing = TypeVar("Thing")
 
 
 def share() -> Share:
@@ -64,7 +63,7 @@ def joined(device: str = "cpu") -> Iterator[Share]:
         distributed.destroy_process_group()
 
 
-def from_first(make: Callable[[], Thing]) -> Thing:
+def from_first(make: Callable[[], Any]) -> Any:
     """Call a function in the first process alone, and return what it returned in all of them.
 
     Arguments:
