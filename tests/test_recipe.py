@@ -8,6 +8,7 @@ import nbformat
 import numpy as np
 import pytest
 from PIL import Image
+from torch.distributed.run import get_args_parser
 
 from vae_lib import runs
 from vae_lib.__main__ import main, parser
@@ -42,10 +43,16 @@ def folder(tmp_path, monkeypatch):
 
 
 def commands(text):
-    (block,) = blocks(text, "sh")
+    block, *_ = blocks(text, "sh")
     found = [shlex.split(line, comments=True) for line in block.splitlines()]
     assert {program for program, *_ in found} == {"vae"}
     return [arguments for _, *arguments in found]
+
+
+def torchruns():
+    """Return the commands of the chapter that start several processes."""
+    lines = [block.replace("\\\n", " ") for block in blocks(CHAPTER, "sh")[1:]]
+    return [re.sub(r"^[A-Z_]+=1 ", "", line) for line in lines]
 
 
 def test_the_commands_run(folder, monkeypatch):
@@ -59,6 +66,17 @@ def test_the_commands_run(folder, monkeypatch):
 
 def test_the_commands_of_the_chapter_are_understood():
     assert [parser().parse_args(line).command.__name__ for line in commands(CHAPTER)] == NAMES
+
+
+def test_the_commands_for_several_processes_are_understood():
+    for line in torchruns():
+        program, *arguments = shlex.split(line)
+        assert program == "torchrun"
+        launch = get_args_parser().parse_args(arguments)
+        assert launch.module
+        assert launch.training_script == "vae_lib"
+        assert parser().parse_args(launch.training_script_args).command.__name__ == "train"
+    assert len(torchruns()) == 2
 
 
 def test_the_python_runs_as_it_stands(folder, capsys):
