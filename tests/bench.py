@@ -1,172 +1,252 @@
-"""Time one epoch of the post's network three ways, side by side: `make bench`.
+"""Time training beside the usual loop, JAX and the bare matrix products: `make bench`.
 
-The contenders are `vae_lib.training.train`, the loop most people write (a DataLoader over a
-TensorDataset, PyTorch's Adam as it comes), and a jitted JAX scan. All three train 784-500-5 on
-thresholded MNIST in batches of 100. Each measurement is a process of its own; the contenders
-take turns, so that a slow minute of the machine hits all of them, and only ratios are reported.
-JAX is installed apart from the project; without it the third contender is left out.
+Every contender trains the same network on the same images, in a process of its own that waits for
+its turn. A round is a turn of each, so that a slow minute of the machine hits all of them, and
+ratios are taken within a round. With one thread the clock is the processor's, which neighbours
+do not lengthen; with two it is the one on the wall. That all have learned the same is checked.
+JAX is installed apart from the project; without it that contender is left out.
 """
 
+import argparse
+import json
 import os
 import statistics
 import subprocess
 import sys
 import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from tests.surroundings import ROOT, clean
 
 ROUNDS = 5
-BATCH = 100
+JAX = ROOT / ".venv-jax" / "bin" / "python"
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+OURS, PRODUCTS = "train", "bare products"
+# By which share of themselves bounds may differ at the end. Of the convolutional network, the
+# seed of the first weights alone makes 0.05.
+ALIKE = 0.1
 
 
-def images():
+@dataclass(frozen=True)
+class Workload:
+    """What is trained: a network, the images of a batch and those of a round."""
+
+    network: str
+    batch: int
+    images: int
+
+    def __str__(self):
+        return f"{self.network}, batches of {self.batch}, {self.images} images a round"
+
+
+WORKLOADS = [
+    Workload("dense", 100, 20_000),
+    Workload("dense", 1000, 20_000),
+    Workload("convolutional", 100, 2_000),
+]
+
+
+def thresholded(count):
+    """Return the first training images as float32 zeros and ones, shape (count, 784)."""
     with np.load(ROOT / "vae_lib" / "assets" / "mnist.npz") as archive:
-        return (archive["x_train"].reshape(-1, 784) >= 128).astype(np.float32)
+        return (archive["x_train"][:count].reshape(-1, 784) >= 128).astype(np.float32)
 
 
-def ours():
-    import torch
+class Watch:
+    """Adds up what is done within it: seconds on the wall and of the processor."""
 
-    from vae_lib.data import Batches
-    from vae_lib.model import dense_vae
-    from vae_lib.training import train
+    def __init__(self):
+        self.wall = self.processor = 0.0
 
-    x = torch.from_numpy(images())
-    model = dense_vae()
-    train(model, Batches(x[:6000], BATCH), epochs=1)  # warm up
-    start = time.perf_counter()
-    train(model, Batches(x, BATCH), epochs=1)
-    return time.perf_counter() - start
+    def __enter__(self):
+        self.began = time.perf_counter(), time.process_time()
 
-
-def usual():
-    import torch
-    from torch.nn import functional as F
-    from torch.utils.data import DataLoader, TensorDataset
-
-    from vae_lib.model import dense_vae
-
-    model = dense_vae()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-
-    def epoch(x):
-        for (batch,) in DataLoader(TensorDataset(x), batch_size=BATCH, shuffle=True):
-            mean, log_std = model.encoder.network(batch)
-            z = mean + log_std.exp() * torch.randn_like(mean)
-            logits = model.decoder.network(z)
-            distortion = F.binary_cross_entropy_with_logits(logits, batch, reduction="sum")
-            rate = 0.5 * ((2 * log_std).exp() + mean**2 - 1 - 2 * log_std).sum()
-            loss = (distortion + rate) / len(batch)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            loss.item()
-
-    x = torch.from_numpy(images())
-    epoch(x[:6000])  # warm up
-    start = time.perf_counter()
-    epoch(x)
-    return time.perf_counter() - start
+    def __exit__(self, *_):
+        self.wall += time.perf_counter() - self.began[0]
+        self.processor += time.process_time() - self.began[1]
 
 
-def jax_scan():
-    import jax
-    import jax.numpy as jnp
-
-    def layer(key, inputs, outputs):
-        bound = (6 / (inputs + outputs)) ** 0.5
-        return jax.random.uniform(key, (inputs, outputs), minval=-bound, maxval=bound), jnp.zeros(
-            outputs
-        )
-
-    def affine(parameters, x):
-        return x @ parameters[0] + parameters[1]
-
-    def loss(parameters, x, key):
-        trunk, first, second, hidden, last = parameters
-        features = jnp.tanh(affine(trunk, x))
-        mean, log_std = affine(first, features), affine(second, features)
-        z = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
-        logits = affine(last, jnp.tanh(affine(hidden, z)))
-        distortion = (jax.nn.softplus(logits) - x * logits).sum()
-        rate = 0.5 * (jnp.exp(2 * log_std) + mean**2 - 1 - 2 * log_std).sum()
-        return (distortion + rate) / len(x)
-
-    def step(state, batch):
-        parameters, m, v, count = state
-        rows, key = batch
-        gradient = jax.grad(loss)(parameters, x[rows], key)
-        count = count + 1
-        m = jax.tree.map(lambda a, g: 0.9 * a + 0.1 * g, m, gradient)
-        v = jax.tree.map(lambda a, g: 0.999 * a + 0.001 * g**2, v, gradient)
-
-        def moved(w, a, b):
-            return w - 1e-3 * (a / (1 - 0.9**count)) / (jnp.sqrt(b / (1 - 0.999**count)) + 1e-8)
-
-        return (jax.tree.map(moved, parameters, m, v), m, v, count), None
-
-    @jax.jit
-    def epoch(state, key):
-        order, noise = jax.random.split(key)
-        rows = jax.random.permutation(order, len(x)).reshape(-1, BATCH)
-        return jax.lax.scan(step, state, (rows, jax.random.split(noise, len(rows))))[0]
-
-    x = jnp.asarray(images())
-    keys = jax.random.split(jax.random.key(0), 5)
-    sizes = [(784, 500), (500, 5), (500, 5), (5, 500), (500, 784)]
-    parameters = [layer(key, *size) for key, size in zip(keys, sizes, strict=True)]
-    zeros = jax.tree.map(jnp.zeros_like, parameters)
-    state = (parameters, zeros, zeros, 0.0)
-    state = jax.block_until_ready(epoch(state, keys[0]))  # warm up, and compile
-    start = time.perf_counter()
-    jax.block_until_ready(epoch(state, keys[1]))
-    return time.perf_counter() - start
+def asked():
+    """Wait for a line of the input; False at its end."""
+    return bool(sys.stdin.readline())
 
 
-CONTENDERS = {"ours": ours, "usual": usual, "jax": jax_scan}
+def serve(a_round, more=asked):
+    """Warm up by a round, then run one whenever asked, and say what each took and has learned."""
+    a_round(Watch())
+    _answer(ready=True)
+    while more():
+        watch = Watch()
+        bound = a_round(watch)
+        _answer(wall=watch.wall, processor=watch.processor, bound=bound)
 
 
-def measure(name, python, cores):
-    """Run one contender in a process of its own on so many cores."""
-    environment = clean(os.environ) | {
-        "OMP_NUM_THREADS": str(cores),
-        "MKL_NUM_THREADS": str(cores),
-        "PYTHONPATH": str(ROOT),
+def decline(why):
+    """Say why a contender does not take part."""
+    _answer(ready=False, why=why)
+
+
+def _answer(**what):
+    print(json.dumps(what), flush=True)
+
+
+class Contender:
+    """A process that waits for its turn, on so many processors."""
+
+    def __init__(self, command, workload, threads, processors):
+        environment = clean(os.environ) | {
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+        }
+        command = [*command, json.dumps(asdict(workload))]
+        with confined(processors):
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                encoding="utf-8",
+            )
+        self.rounds = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+    def heard(self):
+        """Return its next answer; what else it prints, as Gloo does, is passed over."""
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        raise RuntimeError(f"{self.process.args[-3:]} ended with {self.process.wait()}")
+
+    def take_turn(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        self.rounds.append(self.heard())
+
+    def seconds(self, clock):
+        return [a_round[clock] for a_round in self.rounds]
+
+
+@contextmanager
+def confined(count):
+    """Confine processes that are started meanwhile to so many processors, where that can be."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def commands():
+    """Return how each contender is started, by its name; ours is the first."""
+    torch = [sys.executable, "-m", "tests.contenders"]
+    found = {
+        OURS: [*torch, "ours"],
+        "train, fast": [*torch, "fast"],
+        "DataLoader loop": [*torch, "usual"],
+        "JAX": [str(JAX), "-m", "tests.contenders_jax"],
+        PRODUCTS: [*torch, "products"],
     }
-    command = [python, "-m", "tests.bench", name, str(cores)]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, check=True, capture_output=True, encoding="utf-8"
-    )
-    return float(done.stdout.split()[-1])
+    if not JAX.exists():
+        del found["JAX"]
+    return found
+
+
+def take_turns(contenders, rounds):
+    """Let contenders, by their names, take turns; those that decline are taken out.
+
+    Returns:
+        Why, by the name of each that declined.
+    """
+    answers = {name: contender.heard() for name, contender in contenders.items()}
+    declined = {name: answer["why"] for name, answer in answers.items() if not answer["ready"]}
+    for name in declined:
+        del contenders[name]
+    for _ in range(rounds):
+        for contender in contenders.values():
+            contender.take_turn()
+    check_bounds({name: contender.rounds[-1]["bound"] for name, contender in contenders.items()})
+    return declined
+
+
+def check_bounds(bounds, alike=ALIKE):
+    """Refuse contenders that have not learned the same; the products learn nothing."""
+    bounds = {name: bound for name, bound in bounds.items() if bound is not None}
+    first = next(iter(bounds.values()))
+    if not all(abs(bound - first) <= alike * abs(first) for bound in bounds.values()):
+        raise RuntimeError(f"the contenders have not trained the same: their bounds are {bounds}")
+
+
+def ratios(times, base):
+    """Return median, least and greatest of times over others, round by round."""
+    each = [a / b for a, b in zip(times, base, strict=True)]
+    return statistics.median(each), min(each), max(each)
+
+
+def compare(workload, threads, rounds):
+    """Print how one workload went with so many threads."""
+    clock = "processor" if threads == 1 else "wall"
+    with ExitStack() as stack:
+        contenders = {
+            name: stack.enter_context(Contender(command, workload, threads, threads))
+            for name, command in commands().items()
+        }
+        declined = take_turns(contenders, rounds)
+    times = {name: contender.seconds(clock) for name, contender in contenders.items()}
+    print(f"\n{workload}, {threads} thread(s), {rounds} rounds", flush=True)
+    print(f"  {'':16} images/s   time over {OURS}'s        share of the bare products' rate")
+    for name, seconds in times.items():
+        rate = workload.images / statistics.median(seconds)
+        middle, low, high = ratios(seconds, times[OURS])
+        share = ratios(times[PRODUCTS], seconds)[0]
+        print(f"  {name:16} {rate:8,.0f}   {middle:.2f} ({low:.2f} to {high:.2f})   {share:.2f}")
+    for name, why in declined.items():
+        print(f"  {name:16} {why}")
+
+
+def scale(batch, rounds):
+    """Print what a second process, started by torchrun, is worth: one thread each."""
+    workload = Workload("dense", batch, 20_000)
+    one = [sys.executable, "-m", "tests.contenders", "ours"]
+    two = [sys.executable, *TORCHRUN, *one[1:]]
+    with Contender(one, workload, 1, 1) as alone, Contender(two, workload, 1, 2) as both:
+        take_turns({"one process": alone, "two processes": both}, rounds)
+    middle, low, high = ratios(alone.seconds("wall"), both.seconds("wall"))
+    print(f"  {workload}: {middle:.2f} times as fast ({low:.2f} to {high:.2f})", flush=True)
 
 
 def main():
-    """Take turns for a few rounds and print the ratios to ours."""
-    pythons = {"ours": sys.executable, "usual": sys.executable}
-    jax_python = ROOT / ".venv-jax" / "bin" / "python"
-    if jax_python.exists():
-        pythons["jax"] = str(jax_python)
-    else:
+    from vae_lib.records import processor
+
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each contender")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    rounds, threads = vars(parser.parse_args()).values()
+    if not JAX.exists():
         print("JAX is not installed in .venv-jax; `make bench` does it. Leaving it out.")
-    for cores in sorted({1, len(os.sched_getaffinity(0))}):
-        times = {name: [] for name in pythons}
-        for _ in range(ROUNDS):
-            for name, python in pythons.items():
-                times[name].append(measure(name, python, cores))
-        print(f"{cores} core(s), {ROUNDS} rounds, one epoch of 600 steps:")
-        for name, seconds in times.items():
-            ratios = [a / b for a, b in zip(seconds, times["ours"], strict=True)]
-            print(
-                f"  {name:6} median {statistics.median(seconds):5.2f} s, time over ours: median "
-                f"{statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}"
-            )
+    print(f"{processor()}, {os.cpu_count()} processors")
+    for count in threads:
+        for workload in WORKLOADS:
+            compare(workload, count, rounds)
+    if max(threads) > 1:
+        print("\nTwo processes with one thread each, beside one, by the clock on the wall:")
+        for batch in (100, 1000):
+            scale(batch, rounds)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        os.sched_setaffinity(0, range(int(sys.argv[2])))
-        print(CONTENDERS[sys.argv[1]]())
-    else:
-        main()
+    main()
