@@ -15,7 +15,9 @@ from vae_lib.convolutional import conv_vae
 from vae_lib.data import Batches
 from vae_lib.model import dense_vae
 from vae_lib.objectives import elbo
+from vae_lib.processes import from_first, joined
 from vae_lib.states import State
+from vae_lib.steps import has_bfloat16
 from vae_lib.training import train
 
 WIDTH = 16  # of the convolutional network
@@ -146,19 +148,10 @@ def _settings(layer):
 CONTENDERS = {"ours": ours, "fast": fast, "usual": usual, "products": products}
 
 
-def has_fast():
-    """Whether `train` has its `fast`, and the processor instructions for it."""
-    try:
-        from vae_lib.steps import has_bfloat16
-    except ImportError:
-        return False
-    return has_bfloat16("cpu")
-
-
 def main(name, workload):
     """Take part in `make bench`, alone or as one of two processes that torchrun started."""
     workload = Workload(**json.loads(workload))
-    if name == "fast" and not has_fast():
+    if name == "fast" and not has_bfloat16("cpu"):
         return decline("no bfloat16 here")
     if not torch.distributed.is_torchelastic_launched():
         return serve(
@@ -168,10 +161,10 @@ def main(name, workload):
 
 
 def serve_together(workload):
-    """Take part as one of several processes, each on a processor of its own."""
-    from vae_lib.processes import from_first, joined
-
-    with joined() as share:
+    """Take part as one of several processes, each on a processor of its own; the first answers."""
+    with joined() as share, open(os.devnull, "w", encoding="utf-8") as nowhere:
+        if share.rank > 0:
+            sys.stdout = nowhere
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, [sorted(os.sched_getaffinity(0))[share.rank]])
         serve(ours(workload), lambda: from_first(asked))
