@@ -12,7 +12,7 @@ from vae_lib.data import MNIST, binarize, load_mnist, quantize, seeded
 from vae_lib.evaluation import LogLikelihood, held_out_elbo, log_likelihood
 from vae_lib.images import EMOJI, load_images
 from vae_lib.model import dense_vae
-from vae_lib.recorded import own_split
+from vae_lib.recorded import conv_pairs, own_split
 from vae_lib.records import checksums
 
 NAMES = sorted({path.stem for path in RECORDED.glob("*.json")})
@@ -74,6 +74,49 @@ def test_the_emoji_network_still_scores_what_was_recorded():
     elbo = held_out_elbo(model, quantize(pictures.images[held], 256)).elbo
     assert elbo.mean == pytest.approx(recipe["elbo"], abs=1)  # of thousands
     assert elbo.standard_error == pytest.approx(recipe["standard_error"], abs=0.5)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, stem in conv_pairs.FILES.items() if not stem.startswith("wide")]
+)
+def test_a_network_of_the_convolutions_still_scores_what_was_recorded(name):
+    model, path = conv_pairs.NETWORKS[name](0), RECORDED / f"conv-{conv_pairs.FILES[name]}"
+    recipe = load(path, model)
+    scores = load_file(f"{path}-scores.safetensors")
+    images = binarize(load_mnist().test_images, "threshold")
+    elbo = held_out_elbo(model, images).elbo
+    assert elbo.mean == pytest.approx(recipe["elbo"], abs=0.02)
+    assert elbo.standard_error == pytest.approx(recipe["standard_error"], abs=0.01)
+    torch.testing.assert_close(elbo.values, scores["elbo"], rtol=0, atol=0.1)
+    # The first thousand images are a batch of their own, so their noise is the same.
+    moved = held_out_elbo(model, conv_pairs.shifted(images[:1000], 2)).elbo
+    torch.testing.assert_close(moved.values, scores["elbo_shifted"][:1000], rtol=0, atol=0.1)
+    assert scores["log_likelihood"].mean().item() == pytest.approx(
+        recipe["log_likelihood"], abs=1e-3
+    )
+
+
+def test_the_networks_of_the_convolutions_are_as_equal_as_they_are_called():
+    images = binarize(load_mnist().test_images[:2], "threshold")
+    models = {stem: conv_pairs.NETWORKS[name](0) for name, stem in conv_pairs.FILES.items()}
+    weights = {k: sum(w.numel() for w in m.parameters()) for k, m in models.items()}
+    counts = {k: conv_pairs.operations(m, images, learn=False) for k, m in models.items()}
+    assert weights["narrow"] == pytest.approx(weights["plain"], rel=0.01)
+    assert counts["wide"] == pytest.approx(counts["plain"], rel=0.001)
+    assert counts["residual"] == pytest.approx(counts["plain"], rel=0.05)
+    assert counts["normalised"] == counts["plain"]
+    for run in json.loads((RECORDED / "conv-pairs.json").read_text(encoding="utf-8"))["runs"]:
+        if run["part"] == "networks":
+            stem = conv_pairs.FILES[run["network"]]
+            assert (run["weights"], run["operations"]) == (weights[stem], counts[stem])
+
+
+@pytest.mark.parametrize("right", [0, 1, 2])
+def test_a_shifted_picture_is_where_it_was_moved_to(right):
+    pictures = torch.rand(3, 784, generator=torch.Generator().manual_seed(0))
+    moved = conv_pairs.shifted(pictures, right).reshape(-1, 28, 28)
+    assert torch.equal(moved[..., right:], pictures.reshape(-1, 28, 28)[..., : 28 - right])
+    assert not moved[..., :right].any()
 
 
 @pytest.mark.parametrize("way", ["at random", "by design"])

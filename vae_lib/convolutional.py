@@ -67,7 +67,7 @@ class ConvEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images (..., channels x height x width), from 0 to 1, to rows (..., features)."""
         pixels = math.prod(self.shape)
-        check_rows("x", x, pixels, self.steps[0].convolution.weight, HOW)
+        check_rows("x", x, pixels, next(self.parameters()), HOW)
         h = (2 * x - 1).reshape(-1, *self.shape)  # centred, so that black is not silence
         for step in self.steps:
             h = nn.functional.silu(step(h))
