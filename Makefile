@@ -86,7 +86,7 @@ lab: $(VENV)/lab-ready ## open a copy of the chapters in JupyterLab, which an up
 serve: book ## build the pages and serve them on this machine
 	@$(PY) -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
 
-bench: $(VENV)/ready .venv-jax/ready ## time an epoch, beside the same in JAX
+bench: $(VENV)/ready .venv-jax/ready ## time training beside the usual loop, JAX and bare matrix products
 	@$(PY) -m tests.bench $(ARGS)
 
 # Some ten minutes of one core. mutmut keeps what it has done in mutants/, and ends with an error

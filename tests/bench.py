@@ -226,7 +226,12 @@ def scale(batch, rounds):
     with Contender(one, workload, 1, 1) as alone, Contender(two, workload, 1, 2) as both:
         take_turns({"one process": alone, "two processes": both}, rounds)
     middle, low, high = ratios(alone.seconds("wall"), both.seconds("wall"))
-    print(f"  {workload}: {middle:.2f} times as fast ({low:.2f} to {high:.2f})", flush=True)
+    spent = ratios(both.seconds("processor"), alone.seconds("processor"))[0]
+    print(
+        f"  {workload}: {middle:.2f} times as fast ({low:.2f} to {high:.2f}); each of the two "
+        f"spends {spent:.2f} of the processor's time that the one does",
+        flush=True,
+    )
 
 
 def main():
