@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from vae_lib.arguments import whole
-from vae_lib.convolutional import GAIN
+from vae_lib.convolutional import GAIN, WIDEST
 from vae_lib.data import seeded
 from vae_lib.distributions import DiagonalGaussian
 from vae_lib.model import VAE, BernoulliDecoder, StandardNormal
 from vae_lib.networks import check_rows, linear
 
-WIDEST = 4  # channels double with each halving, up to this many times the width
 PLAIN = 1 / GAIN  # for a convolution of what no SiLU has shortened
 # Below the top, log sigma and the logarithm of its factor are held between minus and plus this.
 # Unbounded, a broad latent makes the next one broader still, and now and then a draw is infinite.
