@@ -276,8 +276,7 @@ class AutoregressiveMixture:
         Those of an element depend on the elements before it alone.
         """
         numbers = self.network(z)
-        if numbers.dtype in (torch.float16, torch.bfloat16):
-            numbers = numbers.float()
+        numbers = numbers.to(torch.promote_types(numbers.dtype, torch.float32))
         logits, means, raw = numbers.chunk(3, -1)
         return torch.log_softmax(logits, -1), means, LOG_STD * torch.tanh(raw / LOG_STD)
 
