@@ -37,16 +37,27 @@ CHAPTERS = sorted(path.relative_to(ROOT) for path in (ROOT / "chapters").glob("*
 UNITS = [
     f"tests/test_{name}.py"
     for name in (
+        "autoregressive",
         "checkpoints",
+        "convolutional",
         "data",
         "distributions",
         "evaluation",
         "figures",
+        "hierarchy",
+        "losses",
         "model",
         "networks",
+        "noise",
         "objectives",
+        "priors",
         "properties",
+        "protocol",
         "recorded",
+        "residual",
+        "results",
+        "states",
+        "steps",
         "training",
     )
 ]
@@ -64,7 +75,8 @@ def tasks():
     """Yield each run as (instruction set, threads, name, repetition, files to test, hash)."""
     plugin = [*(ROOT / "tests").glob("notebook_*.py"), ROOT / "tests" / "surroundings.py"]
     library = digest([*(ROOT / "vae_lib").rglob("*.py"), ROOT / "tests" / "kernel.py", *plugin])
-    units = digest([ROOT / path for path in UNITS] + [ROOT / "tests" / "oracles.py"])
+    helpers = [ROOT / "tests" / f"{name}.py" for name in ("independent", "oracles")]
+    units = digest([ROOT / path for path in UNITS] + helpers)
     sets = [name for name in ARITHMETIC if name != "avx512" or has_avx512()]
     for repetition in range(1, REPETITIONS + 1):
         for name in sets:

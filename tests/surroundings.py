@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # One thread a process, and none that spins: several processes share the processors.
-THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 # Settings of Python, IPython, matplotlib, tqdm and PyTorch begin with these, and those of make and
 # git, which a make or a git that has called us sets for those that it calls.
 SETTINGS = ("PYTHON", "IPYTHON", "MPL", "MATPLOTLIB", "TQDM_", "TORCH", "PYTORCH", "NVIDIA_TF32_")

@@ -274,6 +274,19 @@ def test_this_checkout_comes_first_and_packages_last():
     assert found == [str(ROOT), "/theirs", str(Path("relative").absolute()), "/users"]
 
 
+@pytest.mark.parametrize("asked", [None, 1, 2])
+def test_threads_are_as_many_as_asked_for_in_products_too(asked):
+    environment = {name: value for name, value in os.environ.items() if "NUM_THREADS" not in name}
+    environment |= {"OMP_NUM_THREADS": str(asked)} if asked else {}
+    program = "from tests.surroundings import prepare; prepare(); import torch; "
+    program += "print(torch.__config__.parallel_info())"
+    done = python("-c", program, cwd=ROOT, env=environment)
+    # PyTorch's own loops, OpenMP, and where it is there MKL, which multiplies matrices.
+    names = ("at::get_num_threads", "omp_get_max_threads", "mkl_get_max_threads")
+    lines = [line for line in done.stdout.splitlines() if line.strip().startswith(names)]
+    assert {int(line.split(":")[-1]) for line in lines} == {asked or 1}
+
+
 def test_a_home_is_not_needed(tmp_path):
     copy = checkout(tmp_path / "copy")
     chapter(copy, [("print(1)", "1"), CELLS[4]])
