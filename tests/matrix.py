@@ -113,7 +113,8 @@ def environment(name, threads):
 def run(name, threads, files):
     """Test files under one arithmetic; return whether all passed, and the end of the report."""
     command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"]
-    command += files
+    # How long a cell takes is not what is asked here, and the oldest instructions are slow.
+    command += ["--nbval-cell-timeout=3000", *files]
     done = subprocess.run(
         command, cwd=ROOT, env=environment(name, threads), capture_output=True, encoding="utf-8"
     )
