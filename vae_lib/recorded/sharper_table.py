@@ -58,7 +58,6 @@ from vae_lib.quantized import (
     RoundedDecoder,
     quantized_objective,
 )
-from vae_lib.recorded.sharper_classifier import NAME
 from vae_lib.records import Record
 from vae_lib.residual import residual_vae
 from vae_lib.states import State
@@ -78,6 +77,7 @@ IMAGES, SAMPLES = 200, 500  # of the log likelihood
 DRAWN = 10_000
 KEPT = 10  # pictures of each kind
 SCORES = "sharper-table-scores.safetensors"
+CLASSIFIER = "digit-classifier"
 TASKS = ("grey", "dynamic", "threshold")
 
 
@@ -434,7 +434,7 @@ def drawn_from(model, choice):
 def references():
     """Return the network that judges, and the features of the test images of each task."""
     classifier, images = DigitClassifier(), load_mnist().test_images
-    checkpoints.load(checkpoints.RECORDED / NAME, classifier)
+    checkpoints.load(checkpoints.RECORDED / CLASSIFIER, classifier)
     shown = {task: as_shown(task, images, seeded(0, stream="test images")) for task in TASKS}
     return classifier, {task: seen_features(classifier, x) for task, x in shown.items()}
 
@@ -521,7 +521,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     default = Path("outputs") / "recorded"
     parser.add_argument("--kept", type=Path, default=default, help="folder of unfinished work")
-    weights = [NAME, "code-post", "code-corrected", "issues-twenty"]
+    weights = [CLASSIFIER, "code-post", "code-corrected", "issues-twenty"]
     record = Record(
         __file__,
         recipe="networks of a residual trunk (widths 16 and 32, one block at each size and side, "
