@@ -11,14 +11,15 @@ from vae_lib.convolutional import conv_vae
 from vae_lib.data import MNIST, binarize, load_mnist, quantize, seeded
 from vae_lib.evaluation import LogLikelihood, held_out_elbo, log_likelihood
 from vae_lib.images import EMOJI, load_images
+from vae_lib.looks import DigitClassifier
 from vae_lib.model import dense_vae
-from vae_lib.recorded import conv_pairs, own_split
+from vae_lib.recorded import conv_pairs, own_split, sharper_classifier
 from vae_lib.records import checksums
 
 NAMES = sorted({path.stem for path in RECORDED.glob("*.json")})
 ROOT = MNIST.parents[2]
 # It takes hours, and its record comes with the chapter that reads it.
-UNFINISHED = {"sharper_record"}
+UNFINISHED = {"sharper_record", "sharper_table", "sharper_ablation"}
 SCRIPTS = sorted(ROOT.glob("vae_lib/recorded/[!_]*.py"))
 SCRIPTS = [script for script in SCRIPTS if script.stem not in UNFINISHED]
 DATA = {"own_split": EMOJI}  # of the others it is MNIST
@@ -109,6 +110,28 @@ def test_the_networks_of_the_convolutions_are_as_equal_as_they_are_called():
         if run["part"] == "networks":
             stem = conv_pairs.FILES[run["network"]]
             assert (run["weights"], run["operations"]) == (weights[stem], counts[stem])
+
+
+def test_the_digit_classifier_still_tells_digits_apart():
+    classifier, mnist = DigitClassifier(), load_mnist()
+    recipe = load(RECORDED / "digit-classifier", classifier)
+    ways = sharper_classifier.shown(mnist.test_images, seeded(0, stream="test images"))
+    for way, x in ways.items():
+        with torch.no_grad():
+            wrong = (classifier(x).argmax(-1) != mnist.test_labels).sum().item()
+        assert wrong == pytest.approx(recipe[f"wrong_{way}"], abs=3)
+        assert wrong < 150
+
+
+def test_the_classifier_learns_from_every_way_to_show_a_digit():
+    mnist = load_mnist()
+    rows = torch.cat([mnist.train_images, mnist.train_labels[:, None]], 1)[:300]
+    batch = sharper_classifier.mixed(rows, seeded(0, stream="mixed"))
+    assert torch.equal(batch[:, -1].long(), mnist.train_labels[:300].long())
+    grey = ((batch[:, :-1] > 0) & (batch[:, :-1] < 1)).any(1)
+    cut = (batch[:, :-1] == binarize(mnist.train_images[:300], "threshold")).all(1)
+    for share in (grey, cut, ~grey & ~cut):
+        assert 0.25 < share.float().mean() < 0.42
 
 
 @pytest.mark.parametrize("right", [0, 1, 2])
