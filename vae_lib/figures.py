@@ -258,7 +258,7 @@ def film(titles):
             "moments out, or show more."
         )
     # Fine, since the page enlarges each frame.
-    fig = plt.figure(figsize=(6.4, 6.4), dpi=225, layout="none")
+    fig = plt.figure(figsize=(6.4, 6.4), dpi=180, layout="none")
     side = 1 / FRAMES
     for index, title in enumerate(titles):
         row, column = divmod(index, FRAMES)
