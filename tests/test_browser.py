@@ -72,6 +72,20 @@ PRINTED = """(() => {
 })()"""
 
 
+# The film of a page, held at three seconds: the sixth of its frames, in row 1 and column 1.
+FILM = """(() => {
+    const picture = document.querySelector(".tag_film img");
+    picture.getAnimations().forEach(part => { part.pause(); part.currentTime = 3000; });
+    const figure = picture.closest("figure").getBoundingClientRect();
+    const sheet = picture.getBoundingClientRect();
+    const caption = document.querySelector(".tag_film figcaption").getBoundingClientRect();
+    const times = length => Math.round(100 * length / figure.width) / 100;
+    return {parts: picture.getAnimations().length, wide: times(sheet.width),
+        left: times(figure.left - sheet.left), up: times(figure.top - sheet.top),
+        caption: times(caption.top - figure.top)};
+})()"""
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     return book_pages.build(tmp_path_factory)
@@ -175,6 +189,31 @@ def wait_for(chromium, script):
             pass
         time.sleep(0.1)
     return False
+
+
+def test_a_film_plays_on_a_screen_and_stands_still_where_motion_is_unwanted(site, chromium):
+    def look(motion="no-preference", media="screen"):
+        features = [{"name": "prefers-reduced-motion", "value": motion}]
+        chromium.call("Emulation.setEmulatedMedia", media=media, features=features)
+        return chromium.run(FILM)
+
+    chromium.size(1300, 900)
+    chromium.open((site / "chapters" / "13-latent-space.html").as_uri())
+    try:
+        plays = look()
+        still = look(motion="reduce")
+        on_paper = look(media="print")
+        chromium.run("document.querySelector('.film-still').click()")
+        ticked = look()
+    finally:
+        chromium.call("Emulation.setEmulatedMedia", media="", features=[])
+    # Four times as wide as what is seen of it, moved by one frame, and the caption below one.
+    assert (plays["parts"], plays["wide"], plays["left"], plays["up"]) == (2, 4, 1, 1)
+    assert 1 <= plays["caption"] < 1.1
+    for sheet in (still, on_paper, ticked):
+        assert sheet["parts"] == 0
+        assert sheet["wide"] < 1.05
+        assert sheet["caption"] > 0.95
 
 
 def test_the_first_page_leads_into_the_book(site, chromium):

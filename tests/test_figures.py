@@ -1,4 +1,5 @@
 import base64
+import io
 
 import matplotlib as mpl
 import numpy as np
@@ -7,9 +8,10 @@ import torch
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from matplotlib import pyplot as plt
+from PIL import Image
 
 from vae_lib import figures
-from vae_lib.figures import curves, image_sheet, show, use_style
+from vae_lib.figures import curves, film, image_sheet, show, use_style
 from vae_lib.fingerprints import fingerprint
 
 X = np.linspace(0, 6, 300)
@@ -238,3 +240,39 @@ def test_curves_refuse_lengths_that_differ():
     with pytest.raises(ValueError, match="series: expected at least one"):
         curves({}, xlabel="x", ylabel="y")
     assert plt.get_fignums() == []
+
+
+def test_the_frames_of_a_film_are_sixteenths_of_its_picture():
+    use_style()
+    fig = film([f"frame {number}" for number in range(16)])
+    shades = [0.2 + number / 20 for number in range(16)]
+    for ax, shade in zip(fig.axes, shades, strict=True):
+        ax.plot([0, 1], [0, 1], lw=400, color=str(shade))  # more than its frame: it is cut off
+        ax.set(xlim=(0, 1), ylim=(0, 1))
+    InteractiveShell.instance()
+    try:
+        with capture_output() as captured:
+            show(fig, margin=0)
+    finally:
+        InteractiveShell.clear_instance()
+    (output,) = captured.outputs
+    record = output.metadata["vae_book"]["fingerprint"]
+    titles = [a["text"] for ax in record["axes"] for a in ax["artists"] if a["kind"] == "text"]
+    assert titles == [f"frame {number}" for number in range(16)]
+    png = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))).convert("L")
+    pixels = np.asarray(png) / 255
+    side = pixels.shape[0] // 4
+    assert pixels.shape == (4 * side, 4 * side)
+    for number, shade in enumerate(shades):
+        row, column = divmod(number, 4)
+        tile = pixels[row * side : (row + 1) * side, column * side : (column + 1) * side]
+        # Left of the middle, away from the title and the lines between frames.
+        inner = tile[side // 3 : -3, 3 : side // 3]
+        assert abs(np.median(inner) - shade) < 0.01
+        assert np.abs(inner - shade).max() < 0.01
+
+
+@pytest.mark.parametrize("count", [0, 15, 17])
+def test_a_film_has_sixteen_frames(count):
+    with pytest.raises(ValueError, match=f"^titles: expected 16 strings.* got {count}\\."):
+        film(["moment"] * count)

@@ -23,6 +23,7 @@ __all__ = [
     "THE_POST",
     "TRUTH",
     "curves",
+    "film",
     "image_sheet",
     "show",
     "use_style",
@@ -36,6 +37,8 @@ CORRECTED = "#0072b2"  # the same thing done right (blue)
 TRUTH = "#009e73"  # an exact reference: a closed form, an integral (green)
 NEUTRAL = "#767676"  # guides, grids, what the figure is not about (grey)
 OTHERS = ("#cc79a7", "#e69f00", "#56b4e9")  # more series, without a fixed meaning
+
+FRAMES = 4  # of a film, across and down; book.css counts on it
 
 
 def use_style():
@@ -81,13 +84,14 @@ def use_style():
     )
 
 
-def show(fig):
+def show(fig, *, margin=0.1):
     """Show a figure in a notebook, with the fingerprint that the tests compare, and close it.
 
     Outside IPython the figure is rendered, so that a fault in it still shows, and closed.
 
     Arguments:
         fig: a `matplotlib.figure.Figure`.
+        margin: inches of white around what is drawn; 0 for a `film`.
 
     Returns:
         None; in a notebook the cell gets one output, with `image/png`, a `text/plain` that no
@@ -106,7 +110,7 @@ def show(fig):
         facecolor="white",
         transparent=False,
         bbox_inches="tight",
-        pad_inches=0.1,
+        pad_inches=margin,
         metadata={"Software": None},
     )
     plt.close(fig)  # or the inline backend shows it a second time
@@ -225,6 +229,46 @@ def curves(series, *, xlabel, ylabel, colors=None, dashed=(), title=None):
         ax.set_title(title)
     if len(series) > 1:
         ax.legend()
+    return fig
+
+
+def film(titles):
+    """Lay out the sixteen frames of a film, four by four: square plots that fill the sheet.
+
+    A page shows them one after another where the cell has the tag `film`; on paper, and where
+    motion is unwanted, it shows the sheet (book/_static/book.css). For that each frame must be
+    a sixteenth of the picture, so show it with `show(fig, margin=0)`.
+
+    Arguments:
+        titles: sixteen strings, row by row, each to stand in the corner of its frame.
+
+    Returns:
+        A `Figure` with sixteen empty axes in `axes`, row by row.
+
+    Raises:
+        ValueError: for another number of titles.
+
+    Example:
+        >>> len(film([f"epoch {number}" for number in range(16)]).axes)
+        16
+    """
+    if len(titles) != FRAMES**2:
+        raise ValueError(
+            f"titles: expected {FRAMES**2} strings, one for each frame, got {len(titles)}. Leave "
+            "moments out, or show more."
+        )
+    # Fine, since the page enlarges each frame.
+    fig = plt.figure(figsize=(6.4, 6.4), dpi=180, layout="none")
+    side = 1 / FRAMES
+    for index, title in enumerate(titles):
+        row, column = divmod(index, FRAMES)
+        ax = fig.add_axes((column * side, 1 - (row + 1) * side, side, side))
+        ax.spines[:].set_visible(False)
+        ax.set(xticks=[], yticks=[])
+        ax.text(0.05, 0.95, title, transform=ax.transAxes, va="top")
+    for at in range(1, FRAMES):
+        for x, y in (((0, 1), (at * side,) * 2), ((at * side,) * 2, (0, 1))):
+            fig.add_artist(plt.Line2D(x, y, color=NEUTRAL, lw=0.5))
     return fig
 
 
