@@ -11,9 +11,10 @@ tables of a page), `fingerprints` (what a figure drew),
 pictures), `picture_files` (how one of their files is read), `convolutional` (networks for
 pictures), `autoregressive` (pixels and latents that depend on those before them), `residual` (the
 network that has both), `priors` (those that are learned), `hierarchy` (latents above latents),
-`losses` (what those of other people amount to), `recipes` and `runs` (a run folder), `coding` (images in
-fewer bytes, without loss), `archives` (a folder of pictures in one file) and `__main__` (the
-command line). The core imports none of them.
+`losses` (what those of other people amount to), `exact` (networks in integers), `masses` (what a
+codec asks of a model) and `integers` (which makes one of a trained model), `coding` (images in
+fewer bytes, without loss), `recipes` and `runs` (a run folder), `archives` (a folder of pictures
+in one file) and `__main__` (the command line). The core imports none of them.
 """
 
 from vae_lib import (

@@ -185,10 +185,9 @@ def check_names(names: Sequence[str]) -> None:
         ValueError: It says which, and why.
 
     Example:
-        >>> check_names(["cats/tom.png", "cats/Tom.png"])
+        >>> check_names(["tom.png", "Tom.png"])
         Traceback (most recent call last):
-        ValueError: names: expected ones that every system tells apart, got 'cats/tom.png' and
-        'cats/Tom.png'. Rename one of them.
+        ValueError: names: expected ones that every system tells apart, got 'tom.png' and 'Tom.png'...
     """
     taken: dict[str, str] = {}
     for name in names:

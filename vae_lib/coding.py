@@ -40,7 +40,14 @@ HEADER = struct.Struct("<8sH16s3HHQIHI")
 DIGEST = 16  # bytes of a sha256 that are kept
 MOST_NUMBERS = 2**33  # of all pixels of a file
 
-Cumulative = Callable[[np.ndarray], np.ndarray]
+
+class Cumulative(Protocol):
+    """How likely symbols are, an array of distributions: `vae_lib.exact.Cumulative`."""
+
+    total: int  # the mass of all symbols, below 2^43
+
+    def __call__(self, edges: np.ndarray) -> np.ndarray:
+        """Return the mass of the symbols below some, each; it grows with every symbol."""
 
 
 class Coder(Protocol):
@@ -190,16 +197,17 @@ def push(
 
     Arguments:
         stack: Where.
-        cumulative: Gives for each place in the array the integer mass below a symbol, which is 0
-            below the first and grows with every one.
+        cumulative: Their distributions.
         symbols: From 0 to `count` - 1, an array of two dimensions.
         count: How many symbols there are, a power of two.
         blocks: Columns, in the order in which they will be popped, a block at a time.
 
     Example:
-        >>> stack, even = BigStack(), lambda edges: 100 * edges
-        >>> push(stack, even, np.array([[3, 0, 2]]), 4)
-        >>> pop(stack, even, (1, 3), 4)
+        >>> from vae_lib.exact import ONE, Cumulative, logistic
+        >>> kind = Cumulative(logistic(), np.zeros((1, 3, 1), int), 2**20, 4, -2 * ONE, ONE)
+        >>> stack = BigStack()
+        >>> push(stack, kind, np.array([[3, 0, 2]]), 4)
+        >>> pop(stack, kind, (1, 3), 4)
         array([[3, 0, 2]])
     """
     asked = []
@@ -222,12 +230,11 @@ def pop(stack: Coder, cumulative: Cumulative, shape: tuple[int, int], count: int
 def _ask(answer: Callable, cumulative: Cumulative, shape: tuple[int, int], count: int):
     """Find symbols by halving: is it `middle` or above? The answer has a chance by the masses."""
     low, below = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    above, width = cumulative(np.full(shape, count)), count
+    above, width = np.full(shape, cumulative.total), count
     while width > 1:
         width //= 2
         middle = low + width
         between = cumulative(middle)
-        # Masses below 2^43 leave room for this product in 63 bits.
         chances = (above - between) * CHANCES // (above - below)
         yes = answer(middle, chances.clip(1, CHANCES - 1))
         low = np.where(yes, middle, low)
