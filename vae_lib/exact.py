@@ -25,7 +25,7 @@ The tables are made of Python's integers, which have no last digit, and of the e
 
 import math
 from collections.abc import Sequence
-from decimal import Context, Decimal
+from decimal import Context, Decimal, localcontext
 from functools import cache
 
 import numpy as np
@@ -41,17 +41,19 @@ AT_ONCE = 2**19  # numbers: what a step holds should stay in the processor's cac
 GUARD = 128  # bits of a fraction while a table is made
 STEPS = 8  # a distribution function has 2^8 entries for each unit of its argument
 FINE = 12  # and between two entries 2^12 places on a straight line
+UNIT = 2 ** (STEPS + FINE)  # of an argument of such a function, and of one over a scale
 DECIMAL = Context(prec=60)
 
 
-def exp(x: Decimal, bits: int = GUARD) -> int:
-    """Return the exponential times 2^bits, rounded down.
+def exp(numerator: int, denominator: int = 1, bits: int = GUARD) -> int:
+    """Return the exponential of a fraction, times 2^bits and rounded down.
 
     Example:
-        >>> exp(Decimal(1), 8) / 2**8
+        >>> exp(1, 1, 8) / 2**8
         2.71484375
     """
-    return int(DECIMAL.multiply(DECIMAL.exp(x), Decimal(2**bits)))
+    with localcontext(DECIMAL):  # whatever the reader's own context is
+        return int((Decimal(numerator) / denominator).exp() * 2**bits)
 
 
 def powers(factor: int, count: int) -> list[int]:
@@ -65,8 +67,8 @@ def powers(factor: int, count: int) -> list[int]:
 def sigmoids(count: int, bits: int) -> list[int]:
     """List 1 / (1 + exp(-i / 2^bits)) times 2^128 for i from 0 to count - 1."""
     one = 1 << GUARD
-    decays = powers(exp(Decimal(-1) / 2**bits), count)
-    return [(one << GUARD) // (one + decay) for decay in decays]
+    falling = powers(exp(-1, 2**bits), count)
+    return [(one << GUARD) // (one + decay) for decay in falling]
 
 
 def _rounded(numerator: int, bits: int) -> int:
@@ -121,7 +123,7 @@ def normal() -> np.ndarray:
     """
     half = 8 * 2**STEPS
     # exp(-x^2 / 2) at every half step: the quotient of neighbours falls by a constant factor.
-    quotients = powers(exp(Decimal(-1) / 2 ** (2 * STEPS + 3)), 4 * half + 1)[1::2]
+    quotients = powers(exp(-1, 2 ** (2 * STEPS + 3)), 4 * half + 1)[1::2]
     density = [1 << GUARD]
     for quotient in quotients:
         density.append(density[-1] * quotient >> GUARD)
@@ -135,7 +137,7 @@ def normal() -> np.ndarray:
 @cache
 def decays() -> np.ndarray:
     """Return exp(-x) times 2^30 for x from -24 to 24; below zero it is held at one."""
-    upper = powers(exp(Decimal(-1) / 2**STEPS), 24 * 2**STEPS + 1)
+    upper = powers(exp(-1, 2**STEPS), 24 * 2**STEPS + 1)
     upper = np.array([_rounded(e, GUARD - TOTAL_BITS) for e in upper])
     return np.concatenate([np.full(len(upper) - 1, TOTAL), upper])
 
@@ -180,6 +182,20 @@ def shares(logits: np.ndarray) -> np.ndarray:
     return parts
 
 
+def exactly(largest: int) -> int:
+    """Return how large a number may be, if it is exact at that size.
+
+    Raises:
+        ValueError: It is not below 2^53.
+    """
+    if largest >= EXACT:
+        raise ValueError(
+            f"model: expected integers below 2^53, got a layer whose numbers may reach "
+            f"2^{largest.bit_length()}, which would not be exact. Train with smaller weights."
+        )
+    return largest
+
+
 class Affine:
     """A product with integer weights, plus a bias, over 2^shift and rounded down.
 
@@ -201,17 +217,12 @@ class Affine:
     def bound(self, largest: int) -> int:
         """Return how large a result may be, of inputs of a size; refuse what would be inexact."""
         sizes = (largest * row + abs(b) for row, b in zip(self.rows, self.bias, strict=True))
-        found = max(sizes)
-        if found >= EXACT:
-            raise ValueError(
-                f"model: expected products below 2^53, got a layer whose products may reach "
-                f"2^{math.log2(found):.0f}. Its weights are too large to be exact."
-            )
+        found = exactly(max(sizes))
         return (found >> self.shift if self.shift > 0 else found << -self.shift) + 1
 
     def __call__(self, x: np.ndarray, outputs: slice = slice(None)) -> np.ndarray:
         """Map (..., inputs) to (..., outputs); inputs that are left out count as zeros."""
-        rows = x.reshape(-1, x.shape[-1])
+        rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])  # also where there is none
         found = rows @ self.scaled[: x.shape[-1], outputs]
         found += self.start[outputs]
         np.floor(found, out=found)
@@ -372,10 +383,9 @@ class Chain:
         Raises:
             ValueError: Somewhere on the way a number may be too large to be exact.
         """
+        exactly(largest)
         for step in self.steps:
-            largest = step.bound(largest)
-            if largest >= EXACT:
-                raise ValueError("model: expected numbers below 2^53, got larger ones.")
+            largest = exactly(step.bound(largest))
         return largest
 
     def widest(self, x: np.ndarray) -> int:

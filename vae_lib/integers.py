@@ -6,6 +6,8 @@ compute something else.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from vae_lib.model import (
     VAE,
     BernoulliDecoder,
     DiscretizedLogisticDecoder,
+    GaussianDecoder,
     GaussianEncoder,
     StandardNormal,
 )
@@ -27,8 +30,8 @@ from vae_lib.networks import TwoHeads, _Linear
 from vae_lib.priors import GaussianMixture
 from vae_lib.residual import ResidualBlock, ResidualDecoder, ResidualEncoder, _Doubled
 
-GRID = 10
-WEIGHT_BITS = 16
+GRID = 9  # cells of 1/32
+WEIGHT_BITS = 12
 
 
 def integer_model(
@@ -61,25 +64,17 @@ def integer_model(
     if type(model.encoder) is not GaussianEncoder:
         raise _other(model.encoder, "a GaussianEncoder")
     grid, bits = _within("grid", grid, 4, 14), _within("bits", bits, 4, 24)
-    arrays: dict[str, np.ndarray] = {}
     levels, unit = getattr(model.decoder, "levels", 2), LIMIT / 2**grid
-    encoder = _Translation("encoder", arrays, 1 / (levels - 1), bits)
-    steps = encoder.steps(model.encoder.network)
-    shape = _shape(shape, encoder, arrays)
-    decoder = _Translation("decoder", arrays, unit, bits)
-    described = {
-        "format": FORMAT,
-        "shape": shape,
-        "levels": levels,
-        "latents": 0,
-        "grid": grid,
-        "encoder": steps,
-        "centre": [2, levels - 1] if encoder.centred else [1, 0],
-    }
-    described["head"], described["decoder"] = _decoder(model.decoder, decoder, arrays, bits)
-    described["latents"] = arrays["decoder.1"].shape[1]
-    prior = _Translation("prior", arrays, unit, bits)
-    described["prior"] = _prior(model.prior, prior, arrays)
+    arrays: dict[str, np.ndarray] = {}
+    reader = partial(_Reader, arrays, bits)
+    down, up = reader("encoder", 1 / (levels - 1)), reader("decoder", unit)
+    described = {"format": FORMAT, "levels": levels, "grid": grid}
+    described["encoder"] = down.steps(model.encoder.network)
+    described["centre"] = [2, levels - 1] if down.centred else [1, 0]
+    described["decoder"], described["head"] = _decoder(model.decoder, up, reader("head", 1))
+    described["prior"] = _prior(model.prior, reader("prior", unit))
+    described["shape"] = _shape(shape, down.shape, down.inputs)
+    described["latents"] = up.inputs
     return IntegerModel(arrays, described)
 
 
@@ -90,58 +85,53 @@ def _within(name: str, value: int, low: int, high: int) -> int:
     return int(value)
 
 
-def _other(module, expected: str) -> ValueError:
+def _other(part: Any, expected: str) -> ValueError:
     """Say that a part of the model is none that this can read."""
     return ValueError(
-        f"model: expected {expected}, got {kind(module)}, which is not known in integers. "
-        "Compress with a model by dense_vae, conv_vae or residual_vae, of bits or levels."
+        f"model: expected {expected}, got {kind(part)}, which cannot be read as integers. Take a "
+        "model by dense_vae, conv_vae or residual_vae, with bits or levels."
     )
 
 
-def _shape(shape, encoder: "_Translation", arrays: dict) -> list[int]:
-    """Return channels, height and width of an image."""
-    if encoder.shape is not None:
-        found = encoder.shape
-    else:
-        pixels = arrays["encoder.1"].shape[1]
-        side = math.isqrt(pixels)
-        found = [1, side, side] if shape is None else [whole("shape", n) for n in shape]
-        if len(found) != 3 or math.prod(found) != pixels:
-            raise ValueError(
-                f"shape: expected channels, height and width of {pixels} pixels, got {shape}."
-            )
-    if shape is not None and list(shape) != found:
-        raise ValueError(f"shape: expected {found}, which the network is for, got {shape}.")
+def _shape(given: Sequence[int] | None, known: list[int] | None, pixels: int) -> list[int]:
+    """Return channels, height and width of an image: what the network knows, or what is given."""
+    side = math.isqrt(pixels)
+    found = known or ([1, side, side] if given is None else [whole("shape", n) for n in given])
+    fits = known is not None or (len(found) == 3 and math.prod(found) == pixels)
+    if not fits or (given is not None and list(given) != found):
+        expected = known or f"channels, height and width of {pixels} numbers"
+        raise ValueError(f"shape: expected {expected}, got {given}. Give that of the images.")
     return found
 
 
-def _decoder(decoder: nn.Module, to: "_Translation", arrays: dict, bits: int) -> tuple[dict, list]:
-    """Return the head and the steps of a decoder."""
+def _decoder(decoder: nn.Module, to: "_Reader", near: "_Reader") -> tuple[list, dict]:
+    """Return the steps of a decoder, and what its numbers are for a pixel."""
     if type(decoder) is BernoulliDecoder:
-        return {"kind": "coins"}, to.steps(decoder.network)
+        return to.steps(decoder.network), {"kind": "coins"}
     if type(decoder) is DiscretizedLogisticDecoder:
         held = type(decoder.network) is _GreyAndScale
-        network = decoder.network.network if held else decoder.network
+        steps = to.steps(decoder.network.network if held else decoder.network)
         head = {"middle": ONE // 2 if held else 0, "scale": "level" if held else "plain"}
-        return {"kind": "levels", **head}, to.steps(network)
+        return steps, {"kind": "levels", **head}
     if type(decoder) is LocalDecoder and type(decoder.head) is LocalHead:
-        steps, head = to.steps(decoder.network), decoder.head
-        near = _Translation("head", arrays, 1.0, bits)
+        head = decoder.head
         seen = near.affine(head.weight[:, head.seen])
         layers = [["residual", [["table", "silu"], near.affine(*_of(m))]] for m in head.layers]
         layers += [["table", "silu"], near.affine(*_of(head.last))]
-        return {"kind": "local", "reach": head.reach, "seen": seen, "layers": layers}, steps
-    raise _other(decoder, "a decoder that gives probabilities of bits or levels")
+        told = {"kind": "local", "reach": head.reach, "seen": seen, "layers": layers}
+        return to.steps(decoder.network), told
+    if type(decoder) is GaussianDecoder:
+        raise _other(decoder, "a decoder with probabilities, since a density is no number of bits")
+    raise _other(decoder, "a decoder with probabilities of bits or levels")
 
 
-def _prior(prior: nn.Module, to: "_Translation", arrays: dict) -> dict:
+def _prior(prior: nn.Module, to: "_Reader") -> dict:
     """Return the description of a prior."""
     if type(prior) is StandardNormal:
         return {"kind": "normal"}
     if type(prior) is GaussianMixture:
-        arrays["prior.logits"] = _integers(ONE * _numbers(prior.logits))
-        arrays["prior.means"] = _integers(ONE * _numbers(prior.means).T)
-        arrays["prior.log_stds"] = _integers(ONE * _numbers(prior.log_stds).T)
+        for name in ("logits", "means", "log_stds"):
+            to.arrays[f"prior.{name}"] = _integers(ONE * _numbers(getattr(prior, name)).T)
         return {"kind": "mixture"}
     if type(prior) is AutoregressivePrior:
         return {"kind": "autoregressive", "affine": to.masked(prior.network)}
@@ -150,37 +140,42 @@ def _prior(prior: nn.Module, to: "_Translation", arrays: dict) -> dict:
 
 def _numbers(weight: Tensor) -> np.ndarray:
     """Return a tensor's numbers in 64 bits."""
-    return weight.detach().cpu().double().numpy()
+    numbers = weight.detach().cpu().double().numpy()
+    if not np.isfinite(numbers).all():
+        raise ValueError("model: expected finite weights, got NaN or infinity. Train it anew.")
+    return numbers
 
 
-def _integers(numbers: np.ndarray, kind=np.int64) -> np.ndarray:
-    """Round."""
+def _integers(numbers: np.ndarray, kind: type = np.int64) -> np.ndarray:
+    """Round to whole numbers."""
     return np.ascontiguousarray(np.rint(numbers).astype(kind))
 
 
 def _of(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Return the weight and the bias of a layer."""
     return layer.weight, layer.bias
 
 
-class _Translation:
+class _Reader:
     """Reads modules in the order in which they compute, and stores their weights.
 
     Arguments:
-        name: Before the names of the arrays.
-        arrays: Where they are put.
-        unit: What 1 stands for in the integers that come in; after the first product, 2^-12.
+        arrays: Where the weights are put.
         bits: Of a weight.
+        name: Before the names of the arrays.
+        unit: What 1 stands for in the integers that come in; after the first product, 2^-12.
 
     Attributes:
-        shape: Of the images, if a module knew it.
-        centred: Whether the first module wants images from -1 to 1.
-        sides: Height and width of the features at this point.
+        inputs: The length of the rows that come in, if the first product is of these.
+        shape: Of the images, if a module knows it.
+        centred: Whether the first module takes images from -1 to 1.
+        sides: Height and width of the features at this point, if a module needs them.
     """
 
-    def __init__(self, name: str, arrays: dict[str, np.ndarray], unit: float, bits: int):
-        self.name, self.arrays, self.unit, self.bits = name, arrays, unit, bits
-        self.shape: list[int] | None = None
-        self.centred, self.sides, self.count = False, (0, 0), 0
+    def __init__(self, arrays: dict[str, np.ndarray], bits: int, name: str, unit: float):
+        self.arrays, self.bits, self.name, self.unit = arrays, bits, name, unit
+        self.inputs, self.shape, self.centred = 0, None, False
+        self.sides, self.count = (0, 0), 0
 
     def steps(self, module: nn.Module) -> list:
         """Return the steps of a module."""
@@ -200,13 +195,13 @@ class _Translation:
         numbers = _numbers(weight) * self.unit
         largest = np.abs(numbers).max(initial=0) or 1.0
         scale = math.floor(math.log2((2 ** (self.bits - 1) - 1) / largest))
-        shift, self.unit = scale - BITS, 1 / ONE
-        half = 2.0 ** (shift - 1) if shift > 0 else 0.0
-        offset = 0 if bias is None else _numbers(bias)
-        start = np.zeros(len(numbers)) + offset * 2.0**scale + half
-        kind = np.int16 if self.bits <= 16 else np.int32
-        stored = self.store(_integers(numbers * 2.0**scale, kind))
-        return ["affine", stored, self.store(_integers(start)), shift]
+        shift = scale - BITS
+        start = np.full(len(numbers), 2.0 ** (shift - 1) if shift > 0 else 0.0)  # rounds
+        if bias is not None:
+            start += _numbers(bias) * 2.0**scale
+        self.unit, self.inputs = 1 / ONE, self.inputs or numbers.shape[1]
+        weights = _integers(numbers * 2.0**scale, np.int16 if self.bits <= 16 else np.int32)
+        return ["affine", self.store(weights), self.store(_integers(start)), shift]
 
     def masked(self, network: nn.Module) -> list:
         """Return the products of a `MaskedDense`, its hidden units sorted by their places."""
@@ -215,8 +210,7 @@ class _Translation:
         order = np.argsort(places, kind="stable")
         self.arrays["prior.places"] = places[order].astype(np.int64)
         order = torch.from_numpy(order).to(allowed.device)
-        found = []
-        layers = [network.first, *network.layers, network.last]
+        layers, found = [network.first, *network.layers, network.last], []
         for number, layer in enumerate(layers):
             weight, bias = layer.affine.weight * layer.allowed, layer.affine.bias
             if number > 0:
@@ -227,7 +221,7 @@ class _Translation:
         return found
 
 
-READ: dict[type, Callable[[_Translation, nn.Module], list]] = {}
+READ: dict[type, Callable[[_Reader, nn.Module], list]] = {}
 
 
 def _reads(*types: type):

@@ -14,19 +14,19 @@ comes back when the latent is chosen.
 import hashlib
 import json
 import math
-from decimal import Decimal
 from functools import cache
 
 import numpy as np
 
 from vae_lib.exact import (
     BITS,
-    DECIMAL,
     ONE,
     RANGE,
+    UNIT,
     Chain,
     Cumulative,
     Table,
+    exactly,
     exp,
     logistic,
     normal,
@@ -36,9 +36,9 @@ from vae_lib.exact import (
 FORMAT = "vae_lib integers 1"
 LIMIT = 8  # latents lie between minus and plus this
 AT_ONCE = 2**19  # numbers: what a step holds should stay in the processor's cache
+HELD = {"latent": (-6, 6), "level": (-8, 3)}  # the logarithms of scales that a tanh holds
 MEANS = 2**24  # those of distributions are clipped to plus and minus this, in units of 2^-12
-SCALES = 6  # there are 2^6 scales for each unit of their logarithm
-UNIT = 1 << 20  # of one over a scale
+SCALES = 5  # a table has 2^5 scales for each unit of their logarithm
 
 
 class IntegerModel:
@@ -69,7 +69,7 @@ class IntegerModel:
         self.levels, self.latents = description["levels"], description["latents"]
         self.pixels, self.cells = math.prod(self.shape), 2 ** description["grid"]
         self._encoder = Chain(description["encoder"], tensors)
-        self._encoder.bound(2 * self.levels)
+        self._encoder.bound(self.levels)
         self._decoder = Chain(description["decoder"], tensors)
         features = self._decoder.bound(self.cells)
         self._prior = PRIORS[description["prior"]["kind"]](self, tensors, description["prior"])
@@ -182,28 +182,28 @@ def scaled(name: str, raw: np.ndarray, levels: int = 2) -> np.ndarray:
 
 @cache
 def inverses(name: str, levels: int = 2) -> np.ndarray:
-    """Return a table of one over the scale, for logarithms from -32 to 32 in steps of 2^-6.
+    """Return a table of one over the scale, for numbers from -32 to 32 in steps of 2^-5.
 
     Arguments:
-        name: "plain": the logarithm itself. "latent": -6 to 6, where a tanh holds it. "level": the
-            same for a discretised logistic's `LOG_SCALES`. All are held between -10 and 10.
-        levels: The scale is multiplied by one less.
+        name: "plain": the number is the scale's logarithm, and counts as -10 or 10 beyond these.
+            "latent": a tanh holds it between -6 and 6, as `AutoregressiveMixture` does. "level": a
+            tanh holds it between -8 and 3, as the decoder of `conv_vae` does.
+        levels: The scale is multiplied by one less, from greys of 0 to 1 to levels.
     """
-    count = RANGE << SCALES
-    arguments = (Decimal(i) / 2**SCALES for i in range(-count, count + 1))
-    found = [exp(-_log_scale(name, x), 40) // (levels - 1) for x in arguments]
-    return np.array([(inverse + (1 << 19)) >> 20 for inverse in found])
+    count, bits = RANGE << SCALES, 40
+    found = (exp(-_log_scale(name, i), 2**bits, bits) for i in range(-count, count + 1))
+    return np.array([inverse * UNIT // (levels - 1) + (1 << bits - 1) >> bits for inverse in found])
 
 
-def _log_scale(name: str, raw: Decimal) -> Decimal:
-    """Return the logarithm of a scale."""
-    low, high = {"plain": (-10, 10), "latent": (-6, 6), "level": (-8, 3)}[name]
-    half = Decimal(high - low) / 2
+def _log_scale(name: str, raw: int) -> int:
+    """Return the logarithm of a scale times 2^40, of a number in units of 2^-5."""
+    one = 1 << 40
     if name == "plain":
-        return max(-half, min(half, raw))
-    decay = DECIMAL.exp(-2 * abs(raw) / half)
-    tanh = ((1 - decay) / (1 + decay)).copy_sign(raw)
-    return low + half + half * tanh
+        return min(10 * one, max(-10 * one, raw * one >> SCALES))
+    low, high = HELD[name]
+    decay = exp(-4 * abs(raw), (high - low) << SCALES, 40)  # exp(-2 x) of the tanh's argument x
+    tanh = (one - decay) * one // (one + decay) * (1 if raw > 0 else -1)
+    return ((low + high) * one + (high - low) * tanh) // 2
 
 
 # Priors: each says its blocks, and is called with cells and a block.
@@ -225,8 +225,8 @@ class _Mixture:
 
     def __init__(self, model: IntegerModel, tensors: dict, told: dict):
         self.model, self.blocks = model, [slice(j, j + 1) for j in range(model.latents)]
-        self.logits, self.means = tensors["prior.logits"], tensors["prior.means"]
-        self.log_stds = tensors["prior.log_stds"]
+        self.logits, self.means = tensors["prior.logits"], clipped(tensors["prior.means"])
+        self.log_stds = np.clip(tensors["prior.log_stds"], -10 * ONE, 10 * ONE)
         self.inverses = scaled("plain", self.log_stds)
 
     def __call__(self, cells: np.ndarray, block: slice) -> Cumulative:
@@ -251,11 +251,11 @@ class _Autoregressive:
         self.model, self.blocks = model, [slice(j, j + 1) for j in range(model.latents)]
         first, *layers, last = (Chain([step], tensors).steps[0] for step in told["affine"])
         self.first, self.layers, self.last = first, layers, last
-        self.silu, self.places, self.components = Table("silu"), tensors["prior.places"], 0
+        self.silu, self.places = Table("silu"), tensors["prior.places"]
         self.components = len(last.rows) // (3 * model.latents)
         largest = first.bound(model.cells)
         for layer in layers:
-            largest += layer.bound(self.silu.largest)
+            largest = exactly(largest + layer.bound(self.silu.largest))
         last.bound(self.silu.largest)
 
     def __call__(self, cells: np.ndarray, block: slice) -> Cumulative:
