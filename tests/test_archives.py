@@ -3,6 +3,8 @@
 import os
 import re
 import shutil
+import subprocess
+import sys
 import unicodedata
 import zipfile
 import zlib
@@ -15,6 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
+from tests import matrix
+from tests.surroundings import ROOT
 from tests.test_main import contents, refused
 from vae_lib import archives, coding
 from vae_lib.__main__ import main
@@ -160,6 +164,26 @@ def test_a_run_that_goes_on_keeps_the_models_of_its_archives(run, tmp_path):
             == 0
         )
         assert alike(tmp_path / f"{number}", source)
+
+
+def other_process(environment, *arguments):
+    """Run a command in a process with an environment of its own."""
+    command = [sys.executable, "-m", "vae_lib", *map(str, arguments)]
+    subprocess.run(command, env=environment, cwd=ROOT, check=True)
+
+
+def test_what_the_oldest_instructions_wrote_others_read(run, tmp_path):
+    """With one thread and with two; the pictures are enough for a second one to be used."""
+    here = shutil.copytree(run, tmp_path / "run")
+    source = paint(tmp_path / "own", "RGB", [f"{number:03}.png" for number in range(80)])
+    file, old = tmp_path / "own.vae", matrix.environment("default", 1)
+    other_process(old, "compress", source, "-o", file, "--model", here)
+    assert shell("compress", source, "-o", tmp_path / "same.vae", "--model", here) == 0
+    assert file.read_bytes() == (tmp_path / "same.vae").read_bytes()
+    for threads in (1, 2):
+        back, native = tmp_path / f"back{threads}", os.environ | {"OMP_NUM_THREADS": str(threads)}
+        other_process(native, "decompress", file, "-o", back, "--model", here)
+        assert alike(back, source)
 
 
 # --------------------------------------------------------------------------- what it refuses

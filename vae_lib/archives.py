@@ -185,9 +185,9 @@ def check_names(names: Sequence[str]) -> None:
         ValueError: It says which, and why.
 
     Example:
-        >>> check_names(["tom.png", "Tom.png"])
+        >>> check_names(["a.png", "A.png"])
         Traceback (most recent call last):
-        ValueError: names: expected ones that every system tells apart, got 'tom.png' and 'Tom.png'...
+        ValueError: names: expected ones that every system tells apart, got 'a.png' and 'A.png'...
     """
     taken: dict[str, str] = {}
     for name in names:
