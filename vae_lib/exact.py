@@ -302,7 +302,7 @@ class Unfold:
         framed[:, a : a + height, b : b + width] = x
         seen = np.lib.stride_tricks.sliding_window_view(framed, tuple(self.kernel), (1, 2))
         seen = seen[:, ::down, ::right].transpose(0, 1, 2, 4, 5, 3)
-        return seen.reshape(*seen.shape[:3], -1)
+        return seen.reshape(*seen.shape[:3], math.prod(seen.shape[3:]))
 
 
 class Fold:
@@ -324,8 +324,8 @@ class Fold:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Map (n, rows, columns, kernel x channels) to (n, height, width, channels)."""
         (high, wide), (down, right), (a, b) = self.kernel, self.stride, self.padding
-        n, rows, columns, _ = x.shape
-        x = x.reshape(n, rows, columns, high, wide, -1)
+        n, rows, columns, numbers = x.shape
+        x = x.reshape(n, rows, columns, high, wide, numbers // (high * wide))
         tall, broad = (rows - 1) * down + high, (columns - 1) * right + wide
         found = np.zeros((n, tall, broad, x.shape[-1]))
         for i in range(high):

@@ -266,7 +266,7 @@ class _Autoregressive:
             h = h + layer(self.silu(h), units)
         each = 3 * self.components
         numbers = self.last(self.silu(h), slice(block.start * each, block.stop * each))
-        numbers = clipped(numbers).reshape(len(cells), -1, 3, self.components)
+        numbers = clipped(numbers).reshape(len(cells), block.stop - block.start, 3, self.components)
         logits, means, raw = (numbers[:, :, i] for i in range(3))
         return self.model.masses(means, scaled("latent", raw), shares(logits))
 
@@ -324,10 +324,10 @@ class _Local:
     def __init__(self, model: IntegerModel, tensors: dict, told: dict, features: int):
         width, reach = model.shape[-1], told["reach"]
         row, column = np.divmod(np.arange(model.pixels), width)
-        front = column + (reach + 1) * row
+        front = (column + (reach + 1) * row) * (reach > 0)
         self.blocks = [np.flatnonzero(front == number) for number in np.unique(front)]
         steps = [(a, b) for a in range(-reach, 1) for b in range(-reach, reach + 1)]
-        down, right = np.array(steps[: -reach - 1]).reshape(-1, 2).T
+        down, right = np.array(steps[: -reach - 1], dtype=np.int64).reshape(-1, 2).T
         rows, columns = row[:, None] + down, column[:, None] + right
         self.there = (rows >= 0) & (columns >= 0) & (columns < width)
         self.before = np.where(self.there, rows * width + columns, 0)
