@@ -273,6 +273,10 @@ def test_places_that_are_taken(own, run, tmp_path, capsys):
     assert shell(*command) == 0
     before = contents(tmp_path)
     assert f"expected a new file, but {file} exists" in refused(capsys, command)
+    if os.name == "posix":
+        (tmp_path / "nowhere.vae").symlink_to(tmp_path / "other.vae")
+        dangling = ["compress", own, "-o", tmp_path / "nowhere.vae", "--model", run]
+        assert "nowhere.vae exists" in refused(capsys, dangling)
     inside = ["compress", own, "-o", own / "own.vae", "--model", run]
     assert "expected a file outside of" in refused(capsys, inside)
     assert contents(tmp_path) == before

@@ -1,5 +1,6 @@
 """Does what is compressed come back, is it as short as it should be, and is damage refused?"""
 
+import dataclasses
 import hashlib
 import math
 import struct
@@ -356,6 +357,24 @@ def test_false_claims_with_a_checksum_that_fits_are_refused(small, changes, mess
     assert coding.decompress(claims(data), toy).shape == (5, 12)
     with pytest.raises(ValueError, match=message):
         coding.decompress(claims(data, **changes), toy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sizes": (0, 1, 4)}, "5 images in 3 batches of odd sizes"),
+        ({"sizes": (513,), "count": 513}, "513 images in 1 batches of odd sizes"),
+        ({"sizes": (5,)}, "expected to be left with"),
+        ({"words": np.array([1, 0], np.uint32)}, "a stack without a top"),
+        ({"words": np.array([], np.uint32)}, "a stack without a top"),
+        ({"words": np.arange(1, 100, dtype=np.uint32)}, "expected to be left with"),
+    ],
+)
+def test_false_parts_with_a_checksum_that_fits_are_refused(small, changes, message):
+    toy, data = small
+    false = dataclasses.replace(Archive.unpack(data), **changes).pack()
+    with pytest.raises(ValueError, match=message):
+        coding.decompress(false, toy)
 
 
 @settings(derandomize=True, database=None, deadline=None, max_examples=200)
