@@ -279,6 +279,8 @@ def test_places_that_are_taken(own, run, tmp_path, capsys):
         assert "nowhere.vae exists" in refused(capsys, dangling)
     inside = ["compress", own, "-o", own / "own.vae", "--model", run]
     assert "expected a file outside of" in refused(capsys, inside)
+    among = ["compress", own, "-o", run.parent / "pictures" / "own.vae", "--model", run]
+    assert "none of the pictures and not among them" in refused(capsys, among)
     assert contents(tmp_path) == before
     back.mkdir()
     (back / "mine.txt").write_text("mine", encoding="utf-8")
