@@ -44,6 +44,19 @@ def test_a_product_is_that_of_whole_numbers(shift):
     assert np.abs(found).max() <= layer.bound(2**17)
 
 
+def test_a_product_is_exact_up_to_its_bound():
+    """The largest that is allowed, whose last digit a float of 53 bits still holds."""
+    weight = np.array([[2**22 - 1] * 256, [1, -1] * 128])
+    layer = Affine(weight, np.array([12345, 1]), 0)
+    largest = 2**23 - 1
+    assert 2**52 < layer.bound(largest) < 2**53
+    x = np.full((300, 256), float(largest))
+    x[1] -= 1
+    for row, value in enumerate((largest, largest - 1)):
+        found = [int(number) for number in layer(x)[row]]
+        assert found == [256 * (2**22 - 1) * value + 12345, 1]
+
+
 def test_a_bound_is_reached_and_no_higher():
     weight, bias = np.array([[3, -5], [1, 1]]), np.array([7, -100])
     layer = Affine(weight, bias, 0)
