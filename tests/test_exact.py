@@ -44,12 +44,25 @@ def test_a_product_is_that_of_whole_numbers(shift):
     assert np.abs(found).max() <= layer.bound(2**17)
 
 
+def test_a_product_is_exact_up_to_its_bound():
+    """The largest that is allowed, whose last digit a float of 53 bits still holds."""
+    weight = np.array([[2**22 - 1] * 256, [1, -1] * 128])
+    layer = Affine(weight, np.array([12345, 1]), 0)
+    largest = 2**23 - 1
+    assert 2**52 < layer.bound(largest) < 2**53
+    x = np.full((300, 256), float(largest))
+    x[1] -= 1
+    for row, value in enumerate((largest, largest - 1)):
+        found = [int(number) for number in layer(x)[row]]
+        assert found == [256 * (2**22 - 1) * value + 12345, 1]
+
+
 def test_a_bound_is_reached_and_no_higher():
-    weight, bias = np.array([[3, -5], [1, 1]]), np.array([7, -100])
-    layer = Affine(weight, bias, 0)
-    assert layer.bound(10) == max(10 * 8 + 7, 10 * 2 + 100) + 1
-    assert layer(np.array([[-10.0, -10.0]]))[0, 1] == -120
-    assert layer(np.array([[10.0, -10.0]]))[0, 0] == 87
+    """But for the one more, for what is rounded down."""
+    for weight, bias, x, largest in (([3, -5], 7, [10, -10], 87), ([1, 1], -100, [-10, -10], 120)):
+        layer = Affine(np.array([weight]), np.array([bias]), 0)
+        assert abs(layer(np.array([x], dtype=float))[0, 0]) == largest
+        assert layer.bound(10) == largest + 1
 
 
 def test_some_outputs_of_some_inputs_are_those_of_zeros_elsewhere():
@@ -281,3 +294,10 @@ def test_edges_broadcast():
     )
     assert masses(2).shape == (3, 2)
     assert masses(np.full((3, 2), 2, dtype=np.uint8)).tolist() == [[TOTAL // 2] * 2] * 3
+
+
+def test_a_scale_that_would_overflow_is_refused():
+    mean = np.zeros((1, 1), int)
+    Cumulative(exact.normal(), mean, np.array([2**35]), 512, -8 * ONE, ONE // 32)
+    with pytest.raises(ValueError, match=r"inverse: expected products below 2\^63, got a scale"):
+        Cumulative(exact.normal(), mean, np.array([2**39]), 512, -8 * ONE, ONE // 32)

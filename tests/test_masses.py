@@ -12,6 +12,7 @@ import torch
 
 from vae_lib.autoregressive import AutoregressivePrior
 from vae_lib.convolutional import conv_vae
+from vae_lib.exact import Affine
 from vae_lib.integers import integer_model
 from vae_lib.masses import IntegerModel, scaled
 from vae_lib.model import dense_vae
@@ -135,15 +136,24 @@ def test_fronts_are_few():
     assert len(MODELS["no reach"]().pixel_blocks) == 1
 
 
+def large():
+    """A product so large that several threads share it, and that fractions would be rounded."""
+    drawn = np.random.default_rng(0)
+    weight, bias = drawn.integers(-(2**15), 2**15, (200, 900)), drawn.integers(-9, 9, 200)
+    return drawn.integers(-(2**26), 2**26, (400, 900)).astype(np.float64), Affine(weight, bias, 0)
+
+
 PROGRAM = """
 import json, sys
 import numpy as np
-from tests.test_masses import IntegerModel, cells, digest, everything, images
+from tests.test_masses import IntegerModel, cells, digest, everything, images, large
 found = {}
 for name, description in json.load(open(sys.argv[1], encoding="utf-8")).items():
     with np.load(f"{sys.argv[2]}/{name}.npz") as arrays:
         model = IntegerModel.from_tensors(dict(arrays), description)
     found[name] = model.sha256, digest(everything(model, images(model, 20), cells(model, 20)))
+x, layer = large()
+found["large"] = digest([layer(x)])
 print(json.dumps(found))
 """
 OLDEST = {
@@ -163,6 +173,10 @@ def test_another_process_with_other_threads_and_instructions_gives_the_same(tmp_
         np.savez(tmp_path / f"{name}.npz", **arrays)
         found = digest(everything(model, images(model, 20), cells(model, 20)))
         expected[name] = [model.sha256, found]
+    x, layer = large()
+    # NumPy multiplies whole numbers itself, without the library for floats.
+    product = x.astype(np.int64) @ layer.scaled.astype(np.int64) + np.array(layer.bias)
+    expected["large"] = digest([product])
     told = tmp_path / "descriptions.json"
     told.write_text(json.dumps(descriptions), encoding="utf-8")
     for threads, instructions in (("1", {}), ("2", OLDEST)):

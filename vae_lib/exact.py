@@ -1,26 +1,31 @@
 r"""Networks in integers: the same numbers on every processor, thread count and batch.
 
-An activation is an integer :math:`a`, which stands for :math:`a / 2^{12}`, and a weight an integer
-of at most 16 bits with a power of two for each layer. Both are kept in 64-bit floats, since a
-processor multiplies matrices of these fast.
+An activation is an integer :math:`a` that stands for :math:`a / 2^{12}`, and a weight an integer of
+a few bits, with a power of two for each layer. Both are kept in 64-bit floats, because processors
+multiply matrices of these fast.
 
-**Why that is exact.** A 64-bit float holds every integer up to :math:`2^{53}`, and a sum or product
-whose exact value is such an integer is that integer: IEEE 754 leaves no choice. Take one number of
-a product of matrices, :math:`\sum_i a_i w_i + b`. Each term and each sum of some of the terms, in
-whatever order and however they are grouped, with multiplication and addition fused or not, is an
-integer, at most :math:`\sum_i |a_i| |w_i| + |b|` in size. If that is below :math:`2^{53}`, every
-order gives the same, the true value. Multiplying by a power of two changes the exponent alone, so
-weights may be stored with the factor :math:`2^{-s}` that the result is divided by; the floor that
-follows is exact too. The nonlinearities are tables of integers, and a table clips what it is asked
-for, so what leaves it is bounded.
+**Why that is exact.** A 64-bit float holds every integer up to :math:`2^{53}` in size, and where
+the true value of a sum or a product is such an integer, the processor returns it: IEEE 754 leaves
+no choice. Take one number of a product of matrices, :math:`\sum_i a_i w_i + b`. Every term is an
+integer, and so is every sum of some of the terms, in whatever order they are added, on however many
+threads, with multiplication and addition fused or not. None is larger than :math:`\sum_i |a_i|
+|w_i| + |b|`. If that is below :math:`2^{53}`, nothing is ever rounded, and every order gives the
+one true value. (This takes it that a library for matrices adds up those products, as they do.
+Strassen's method would form other sums.) A factor of a power of two changes the exponent of a float
+alone, so weights may be stored divided by the :math:`2^s` that the result is to be divided by. The
+floor that follows is exact too.
 
-So there is a bound for each step: from the largest input, the sums of the sizes of the weights and
-the largest entry of a table. `Chain` computes it when it is made, and refuses a network that
-exceeds :math:`2^{53}` anywhere. Nothing depends on the images that are met later.
+A nonlinearity is a table of integers. It clips its argument, so what leaves it is bounded, whatever
+came in. Hence there is a bound for each step, from the largest input, the sums of the sizes of the
+weights and the largest entry of a table, and `Chain.bound` computes it without any image. It
+refuses a network that might reach :math:`2^{53}` anywhere.
+
+What follows the network, `Cumulative`, computes in 64-bit integers, and checks that they suffice.
 
 No step takes a function of a mathematical library, whose last digit differs between processors.
 The tables are made of Python's integers, which have no last digit, and of the exponential of its
-`decimal`, which promises to be rounded correctly.
+`decimal`, which promises to be rounded correctly. A convolution is a product of matrices too, since
+a library's own may go by way of fractions.
 """
 
 import math
@@ -36,7 +41,7 @@ RANGE = 32  # a nonlinearity's argument is clipped to plus and minus this
 TOTAL_BITS = 30  # of a probability
 TOTAL = 2**TOTAL_BITS
 EXACT = 2**53
-AT_ONCE = 2**19  # numbers: what a step holds should stay in the processor's cache
+MEANS = 2**24  # those of distributions are clipped to plus and minus this, in units of 2^-12
 
 GUARD = 128  # bits of a fraction while a table is made
 STEPS = 8  # a distribution function has 2^8 entries for each unit of its argument
@@ -142,6 +147,16 @@ def decays() -> np.ndarray:
     return np.concatenate([np.full(len(upper) - 1, TOTAL), upper])
 
 
+def clipped(numbers: np.ndarray) -> np.ndarray:
+    """Return integers of any type as int64, held between -2^24 and 2^24.
+
+    Example:
+        >>> clipped(np.array([-1e15, 3.0])).tolist()
+        [-16777216, 3]
+    """
+    return np.clip(numbers, -MEANS, MEANS).astype(np.int64)
+
+
 def between(table: np.ndarray, u: np.ndarray) -> np.ndarray:
     """Read a table at integers u, which stand for u / 2^20, along straight lines.
 
@@ -218,6 +233,7 @@ class Affine:
         """Return how large a result may be, of inputs of a size; refuse what would be inexact."""
         sizes = (largest * row + abs(b) for row, b in zip(self.rows, self.bias, strict=True))
         found = exactly(max(sizes))
+        # One more, because rounding down makes a negative number larger.
         return (found >> self.shift if self.shift > 0 else found << -self.shift) + 1
 
     def __call__(self, x: np.ndarray, outputs: slice = slice(None)) -> np.ndarray:
@@ -408,23 +424,28 @@ class Cumulative:
     """Probabilities of the symbols 0, 1, ... as integers: how much of 2^30 lies below each edge.
 
     A symbol is the bin of a line that a variable falls in, whose distribution is a mixture of
-    shifted and scaled ones of the same kind. Every symbol has a mass of at least 1: what is left
-    of 2^30 after that is shared as the distribution says.
+    shifted and scaled ones of the same kind. Every symbol gets a mass of 1, and what is left of
+    2^30 is shared as the distribution says, rounded down at each edge. The distribution function
+    does not fall from one edge to the next, so the masses below the edges rise by at least 1.
 
     Arguments:
         table: The distribution function, of `normal` or `logistic`.
-        mean: int64, shape (..., K), in units of 2^-12.
-        inverse: One over the scale, int64 in units of 2^-20, of a shape that broadcasts.
+        mean: int64, shape (..., K), in units of 2^-12; at most 2^24 in size.
+        inverse: One over the scale, int64 in units of 2^-20, of a shape that broadcasts; above 0.
         symbols: How many there are.
-        first, step: Where edge 0 would lie, and how far apart edges are, in units of 2^-12.
+        first, step: Where edge 0 would lie, and how far apart edges are, in units of 2^-12. The
+            first and the last symbol reach to infinity.
         weights: int64, shape (..., K), summing to 2^24; None for K = 1.
 
     Attributes:
         shape: Of what is coded, (...).
         total: 2^30.
 
+    Raises:
+        ValueError: A product might not fit into 64 bits.
+
     Example:
-        >>> even = Cumulative(logistic(), np.zeros((2, 1), int), 1 << 20, 2, -ONE, ONE)
+        >>> even = Cumulative(logistic(), np.zeros((2, 1), int), np.array([UNIT]), 2, -ONE, ONE)
         >>> [(even(edge) / even.total).tolist() for edge in (0, 1, 2)]
         [[0.0, 0.0], [0.5, 0.5], [1.0, 1.0]]
     """
@@ -435,6 +456,10 @@ class Cumulative:
         self.table, self.mean, self.inverse, self.weights = table, mean, inverse, weights
         self.symbols, self.first, self.step = symbols, first, step
         self.shape = mean.shape[:-1]
+        # The other products are bounded by their tables: 2^30 times 2^30, or times 2^24.
+        farthest = MEANS + max(abs(first), abs(first + symbols * step))
+        if farthest * int(inverse.max(initial=1)) >= 2**63:
+            raise ValueError("inverse: expected products below 2^63, got a scale too small.")
 
     def __call__(self, edges: np.ndarray) -> np.ndarray:
         """Return the mass below edges, integers from 0 to `symbols` that broadcast to the shape.

@@ -1,5 +1,6 @@
 """From a trained VAE to integers: weights rounded once, and modules read as steps.
 
+What is rounded is stored, and whoever decodes reads that; the trained weights are not needed again.
 What a module computes is known from its type, and only from exactly that type: a subclass may
 compute something else.
 """
@@ -38,6 +39,10 @@ def integer_model(
     model: VAE, shape: Sequence[int] | None = None, *, grid: int = GRID, bits: int = WEIGHT_BITS
 ) -> IntegerModel:
     """Make an integer model of a trained VAE.
+
+    With weights of 12 bits and cells of 1/32, the ideal code length of test images came within a
+    thousandth of the -ELBO for each of the recorded networks of bits that was tried; that of emoji
+    in 256 levels was shorter by two thousandths, since no level has a mass below 2^-30.
 
     Arguments:
         model: One whose parts are those of `dense_vae`, `conv_vae` or `residual_vae`, with

@@ -1,14 +1,15 @@
-"""A trained VAE as integers, for a codec: what it knows of an image, the same on every machine.
+"""What a codec asks of a model: masses of latents and of pixels, in integers.
 
-A codec needs the sender and the receiver to compute the same probabilities, to the last digit.
-`integer_model` makes of a `VAE` one that computes with integers alone, by the steps of
-`vae_lib.exact`, where it is shown why they are exact. What it gives are not probabilities in floats
-but `Cumulative` masses.
+A codec needs the one who packs and the one who unpacks to compute the same probabilities, to the
+last digit. `IntegerModel` computes with integers alone, by the steps of `vae_lib.exact`, where it
+is shown why they are exact. It says what it knows as a `Cumulative`.
 
 A latent becomes the index of a cell of an even grid over [-8, 8): the networks are evaluated at the
 cell's centre, and the mass of a cell is a difference of the distribution function. With bits-back
 coding a fine grid costs hardly more than a coarse one, since what it adds to the cost of a latent
-comes back when the latent is chosen.
+comes back when the latent is chosen; only the first image of a file has to pay for it. A latent
+beyond the ends is in the first or last cell, and an activation beyond 32 counts as 32. That costs
+bits, if it happens, and never an image.
 """
 
 import hashlib
@@ -26,6 +27,7 @@ from vae_lib.exact import (
     Chain,
     Cumulative,
     Table,
+    clipped,
     exactly,
     exp,
     logistic,
@@ -37,7 +39,6 @@ FORMAT = "vae_lib integers 1"
 LIMIT = 8  # latents lie between minus and plus this
 AT_ONCE = 2**19  # numbers: what a step holds should stay in the processor's cache
 HELD = {"latent": (-6, 6), "level": (-8, 3)}  # the logarithms of scales that a tanh holds
-MEANS = 2**24  # those of distributions are clipped to plus and minus this, in units of 2^-12
 SCALES = 5  # a table has 2^5 scales for each unit of their logarithm
 
 
@@ -160,11 +161,6 @@ class IntegerModel:
                 f"{images.max()}. Reduce them to as many levels."
             )
         return images.astype(np.float64)
-
-
-def clipped(numbers: np.ndarray) -> np.ndarray:
-    """Return integers in floats as int64, so clipped that no later product overflows."""
-    return np.clip(numbers, -MEANS, MEANS).astype(np.int64)
 
 
 def scaled(name: str, raw: np.ndarray, levels: int = 2) -> np.ndarray:
