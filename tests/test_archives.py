@@ -323,6 +323,17 @@ def test_wrong_files_and_runs(own, run, bits, tmp_path, capsys):
     assert not back.exists()
 
 
+@pytest.mark.parametrize("change", [lambda b: b[:-9], lambda b: b[:-9] + b"x" * 9, lambda b: b""])
+def test_a_damaged_model_is_refused(change, own, run, tmp_path, capsys):
+    run, file = shutil.copytree(run, tmp_path / "run"), tmp_path / "own.vae"
+    assert shell("compress", own, "-o", file, "--model", run) == 0
+    (codec,) = run.glob("codec-*.safetensors")
+    codec.write_bytes(change(codec.read_bytes()))
+    for command in (["compress", own, "-o", tmp_path / "b.vae"], ["decompress", file, "-o", "b"]):
+        assert codec.name in refused(capsys, [*command, "--model", run])
+    assert not (tmp_path / "b.vae").exists()
+
+
 def test_every_damaged_byte_of_a_folder_is_refused(own, run, tmp_path):
     archives.compress(own, tmp_path / "own.vae", Run.open(run))
     data = (tmp_path / "own.vae").read_bytes()

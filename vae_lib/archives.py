@@ -72,11 +72,11 @@ def compress(source: str | Path, file: str | Path, run: Run) -> Size:
             a name that would not fit on every system; a file that exists.
         OSError: It cannot be written.
     """
-    file = Path(file).expanduser()
+    source, file = Path(source).expanduser(), Path(file).expanduser()
     run.check_output(file)
     if os.path.lexists(file):
         raise ValueError(f"output: expected a new file, but {file} exists. Give another with -o.")
-    if Path(source).expanduser().is_dir() and file.resolve().is_relative_to(Path(source).resolve()):
+    if source.is_dir() and file.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"output: expected a file outside of {source}, got {file}. Give another.")
     levels = _levels(run)
     names, modes, images = _read(source, run.recipe.shape, levels)
@@ -121,7 +121,7 @@ def _levels(run: Run) -> int:
 # ------------------------------------------------------------------------------ the pictures
 
 
-def _read(source, shape: tuple[int, int, int], levels: int) -> tuple[list, list, Tensor]:
+def _read(source: Path, shape: tuple[int, int, int], levels: int) -> tuple[list, list, Tensor]:
     """Read a folder: names, modes and numbers from 0 to levels - 1, or say what is in the way."""
     with opened(source) as (files, others), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -132,7 +132,7 @@ def _read(source, shape: tuple[int, int, int], levels: int) -> tuple[list, list,
         check_names([file.name for file in files])
         modes, rows = [], np.empty((len(files), np.prod(shape)), np.uint8)
         for row, file in enumerate(files):
-            if (Path(source) / file.name).is_symlink():
+            if (source / file.name).is_symlink():
                 raise _unfit(file.name, "a link, which would come back as a file")
             try:
                 mode, pixels = exactly(file, shape[1:], MODES[shape[0]])

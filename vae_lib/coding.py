@@ -252,7 +252,7 @@ def _encoded(stack: Stack, images: np.ndarray, model) -> Iterator[tuple[np.ndarr
     """
     start, size = 0, 1
     while start < len(images):
-        batch, before = images[start : start + size], stack.bits
+        batch, before = images[start : start + size].astype(np.int64), stack.bits
         posterior = model.posterior(batch)
         cells = pop(stack, posterior, (len(batch), model.latents), model.cells)
         price = max(1, (before - stack.bits) // len(batch))
@@ -314,7 +314,8 @@ def _begun(images: np.ndarray, model) -> np.ndarray:
     """Return initial words that pay for the latents of the first image."""
     plenty = Stack(_initial(3 * model.latents))
     before = plenty.bits
-    pop(plenty, model.posterior(images[:1]), (1, model.latents), model.cells)
+    posterior = model.posterior(images[:1].astype(np.int64))
+    pop(plenty, posterior, (1, model.latents), model.cells)
     return _initial(-(-(before - plenty.bits + 2 * SPARE) // 32))
 
 
@@ -489,7 +490,7 @@ def _checked(images: Tensor, model) -> np.ndarray:
         raise ValueError(
             f"images: expected whole numbers from 0 to {model.levels - 1}, got {low} to {high}."
         )
-    return found.cpu().numpy().astype(np.int64)
+    return found.cpu().numpy()
 
 
 @dataclass(frozen=True, eq=False)
