@@ -422,8 +422,8 @@ def compress(images: Tensor, model, *, note: bytes = b"") -> bytes:
         note: Bytes to keep beside them, not compressed.
 
     Returns:
-        A file: a header of 52 bytes, two bytes for each batch, the note, the stack and a checksum
-        of 16. The initial bits are part of the stack.
+        The bytes of a file, which are a header of 52, two for each batch, the note, the stack with
+        the initial bits at its bottom, and a checksum of 16.
 
     Raises:
         ValueError: Images that the model is not of; `constriction` is not installed.
