@@ -393,6 +393,7 @@ def test_names_that_lead_elsewhere(name):
         ("é.png", unicodedata.normalize("NFD", "é") + ".png"),
         ("straße.png", "STRASSE.png"),
         ("ﬁ.png", "fi.png"),
+        ("ϓ.png", "Ύ.png"),
         ("a.png", "a.png/b.png"),
         ("a.png/b.png", "A.png"),
     ],

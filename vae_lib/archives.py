@@ -229,7 +229,7 @@ def _odd(name: str) -> str | None:
 
 
 def _same(name: str) -> str:
-    """Return what two names share if some system takes them for the same."""
+    """Return what two names share if some system takes them for the same, as ZFS may ² and 2."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
 
 
