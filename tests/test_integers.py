@@ -183,6 +183,18 @@ def test_weights_take_the_bits_that_they_are_given():
         assert arrays["encoder.1"].dtype == (np.int16 if bits <= 16 else np.int32)
 
 
+def test_products_are_rounded_to_the_nearest():
+    """Not down: the numbers of the decoder are off by nothing on average."""
+    model = shaken(dense_vae(pixels=64, hidden=50, latents=2)).double()
+    integers = integer_model(model, bits=24)
+    cells = np.random.default_rng(0).integers(200, 312, (100, 2))
+    with torch.no_grad():
+        expected = model.decoder(torch.from_numpy(integers.centres(cells) / 64)).logits.numpy()
+    off = integers.likelihood(cells) - ONE * expected
+    assert abs(off.mean()) < 0.05
+    assert 0.2 < np.abs(off).mean() < 1
+
+
 def test_the_model_is_left_as_it_was():
     model = dense_vae(pixels=16, hidden=8, latents=2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
