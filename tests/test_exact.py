@@ -131,9 +131,12 @@ def test_a_transposed_convolution_is_that_of_torch(stride, crop):
     assert np.array_equal(found, expected[..., :height, :width])
 
 
-def test_the_bound_of_a_fold_is_reached():
-    fold = exact.Fold((4, 3), (2, 1), (0, 0), (8, 5))
-    assert fold(np.ones((1, 3, 3, 12))).max() == fold.bound(1) == 6
+@pytest.mark.parametrize(
+    ("kernel", "stride", "meet"), [((4, 3), (2, 1), 6), ((3, 3), (2, 2), 4), ((2, 5), (3, 2), 3)]
+)
+def test_the_bound_of_a_fold_is_reached(kernel, stride, meet):
+    fold = exact.Fold(kernel, stride, (0, 0), (11, 13))
+    assert fold(np.ones((1, 4, 5, math.prod(kernel)))).max() == fold.bound(1) == meet
 
 
 def test_a_chain_says_how_much_there_is_at_a_time():

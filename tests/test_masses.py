@@ -35,10 +35,14 @@ def dense(prior=None):
     return integer_model(shaken(model), (1, 4, 5))
 
 
+def autoregressive():
+    return AutoregressivePrior(3, 10, components=2, generator=torch.Generator().manual_seed(0))
+
+
 MODELS = {
     "dense": dense,
     "mixture": lambda: dense(GaussianMixture(3, 4)),
-    "autoregressive": lambda: dense(AutoregressivePrior(3, hidden=10, components=2)),
+    "autoregressive": lambda: dense(autoregressive()),
     "bits": lambda: integer_model(
         shaken(conv_vae((1, 9, 10), 3, width=4, likelihood="bits")), grid=6
     ),
@@ -221,6 +225,29 @@ def test_weights_that_might_be_inexact_are_refused(model):
             changed = {**arrays, name: np.full_like(arrays[name], 2**53)}
             with pytest.raises(ValueError, match=r"model: expected integers below 2\^53"):
                 IntegerModel(changed, description)
+
+
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [
+        ("autoregressive", [("prior", "affine", 0), ("prior", "affine", 1)]),
+        ("residual", [("head", "seen"), ("decoder", -3)]),
+    ],
+)
+def test_sums_that_might_be_inexact_are_refused(name, places):
+    """Each part is below 2^53, and their sum is not."""
+    arrays, description = MODELS[name]().tensors()
+    description = json.loads(json.dumps(description))
+    for number, place in enumerate(places):
+        step = description
+        for key in place:
+            step = step[key]
+        arrays = {**arrays, step[2]: np.full_like(arrays[step[2]], 2**52)}
+        step[3] = 0
+        if number == 0:
+            IntegerModel(arrays, description)
+    with pytest.raises(ValueError, match=r"model: expected integers below 2\^53"):
+        IntegerModel(arrays, description)
 
 
 def test_another_format_is_refused():
