@@ -204,7 +204,8 @@ def push(
 
     Example:
         >>> from vae_lib.exact import ONE, Cumulative, logistic
-        >>> kind = Cumulative(logistic(), np.zeros((1, 3, 1), int), 2**20, 4, -2 * ONE, ONE)
+        >>> one = np.array([2**20])
+        >>> kind = Cumulative(logistic(), np.zeros((1, 3, 1), int), one, 4, -2 * ONE, ONE)
         >>> stack = BigStack()
         >>> push(stack, kind, np.array([[3, 0, 2]]), 4)
         >>> pop(stack, kind, (1, 3), 4)
