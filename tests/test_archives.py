@@ -94,7 +94,8 @@ def test_an_own_folder_comes_back_bit_for_bit(mode, tmp_path, capsys):
     assert shell("compress", source, "-o", file, "--model", run) == 0
     size = file.stat().st_size
     each = 8 * size / (4 * SIDE * SIDE)
-    said = f"4 pictures, 16 x 16; {size:,} bytes, {each:.4f} bits per pixel\n"
+    said = f"4 pictures, 16 x 16; {size:,} bytes, {each:.4f} bits per pixel, with "
+    said += f"{32 * Archive.unpack(file.read_bytes()).initial} initial bits\n"
     assert capsys.readouterr().out == f"wrote {file}: {said}"
     copy = shutil.copytree(run, tmp_path / "elsewhere")  # all that another machine needs
     shutil.rmtree(run)

@@ -44,18 +44,27 @@ class Size:
         count: How many pictures.
         shape: Channels, height, width.
         size: Of the file, in bytes.
+        initial: How many bits the chain began with; they are in the file.
     """
 
     count: int
     shape: tuple[int, int, int]
     size: int
+    initial: int
+
+    @classmethod
+    def of(cls, data: bytes) -> "Size":
+        """Return what a file says of itself."""
+        archive = Archive.unpack(data)
+        return cls(archive.count, archive.shape, len(data), 32 * archive.initial)
 
     def __str__(self) -> str:
         """Pictures, bytes, and bits a pixel, all that is in the file counted."""
         _, height, width = self.shape
         each = 8 * self.size / (self.count * height * width)
         pictures = f"{self.count:,} picture{'s' * (self.count > 1)}, {height} x {width}"
-        return f"{pictures}; {self.size:,} bytes, {each:.4f} bits per pixel"
+        said = f"{pictures}; {self.size:,} bytes, {each:.4f} bits per pixel"
+        return f"{said}, with {self.initial} initial bits"
 
 
 def compress(source: str | Path, file: str | Path, run: Run) -> Size:
@@ -82,7 +91,7 @@ def compress(source: str | Path, file: str | Path, run: Run) -> Size:
     names, modes, images = _read(source, run.recipe.shape, levels)
     data = coding.compress(images, _codec(run), note=_note(names, modes))
     checkpoints.write({file: data})
-    return Size(len(names), run.recipe.shape, len(data))
+    return Size.of(data)
 
 
 def decompress(file: str | Path, folder: str | Path, run: Run) -> Size:
@@ -105,7 +114,7 @@ def decompress(file: str | Path, folder: str | Path, run: Run) -> Size:
     _check_new(folder)
     images = coding.decompress(data, _kept(run, archive)).numpy()
     _write(folder, names, _pictures(images, archive, modes))
-    return Size(archive.count, archive.shape, len(data))
+    return Size.of(data)
 
 
 def _levels(run: Run) -> int:
