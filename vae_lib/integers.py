@@ -42,7 +42,7 @@ def integer_model(
 
     With weights of 12 bits and cells of 1/32, the ideal code length of test images came within a
     thousandth of the -ELBO for each of the recorded networks of bits that was tried; that of emoji
-    in 256 levels was shorter by two thousandths, since no level has a mass below 2^-30.
+    in 256 levels was shorter by a thousandth, since no level has a mass below 2^-30.
 
     Arguments:
         model: One whose parts are those of `dense_vae`, `conv_vae` or `residual_vae`, with
