@@ -33,7 +33,7 @@ MODES = {1: ("L", "1"), 3: ("RGB",), 4: ("RGBA",)}  # Pillow's, by the number of
 LONGEST = 255  # bytes of a part of a name
 MOST_NAMES = 2**26  # bytes of all names together
 # Windows writes to a device, whatever the ending.
-DEVICES = r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?"
+DEVICES = r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³]) *(\..*)?"
 
 
 @dataclass(frozen=True)
