@@ -13,6 +13,11 @@ from hypothesis import strategies as st
 
 from vae_lib import coding
 from vae_lib.coding import CHANCES, Archive, BigStack, Lengths, Stack, code_lengths
+from vae_lib.convolutional import conv_vae
+from vae_lib.integers import integer_model
+from vae_lib.model import dense_vae
+from vae_lib.priors import GaussianMixture
+from vae_lib.residual import residual_vae
 
 pytest.importorskip("constriction")
 
@@ -190,6 +195,35 @@ def test_images_come_back(levels, chained, count):
     assert back.dtype == torch.uint8
     assert torch.equal(back, images.to(torch.uint8))
     assert Archive.unpack(data).note == b"a note"
+
+
+def shaken(model, amount=0.3):
+    """Move all weights, so that no part of a model is what it begins as."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(amount * torch.randn(weight.shape, generator=generator))
+    return model
+
+
+@pytest.mark.parametrize("kind", ["residual", "mixture", "levels"])
+def test_images_come_back_by_models_in_integers(kind):
+    """Latents one by one and pixels by waves; a mixture; levels: each as long as it says."""
+    model = {
+        "residual": lambda: residual_vae((8, 12), 4, widths=(4, 6), features=5),
+        "mixture": lambda: dense_vae(64, 16, 3),
+        "levels": lambda: conv_vae((3, 8, 8), 4, width=4, likelihood="levels"),
+    }[kind]()
+    if kind == "mixture":
+        model.prior = GaussianMixture(3, 4)
+    model = integer_model(shaken(model))
+    random = torch.Generator().manual_seed(1)
+    images = torch.randint(model.levels, (60, model.pixels), generator=random)
+    data = coding.compress(images, model)
+    assert torch.equal(coding.decompress(data, model), images.to(torch.uint8))
+    archive, lengths = Archive.unpack(data), code_lengths(images, model)
+    expected = lengths.net.sum() + 32 * archive.initial
+    assert 32 * len(archive.words) == pytest.approx(expected, rel=2e-3, abs=64)
 
 
 def test_the_file_is_as_long_as_its_images_cost():
