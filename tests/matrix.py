@@ -24,11 +24,12 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "outputs" / "matrix.json"
-# What PyTorch, oneDNN and MKL are asked to use. MKL listens on processors by Intel only.
+# What PyTorch, oneDNN, MKL and NumPy's OpenBLAS are asked to use. MKL listens on processors by
+# Intel only.
 ARITHMETIC = {
-    "default": ("default", "SSE41", "SSE4_2"),
-    "avx2": ("avx2", "AVX2", "AVX2"),
-    "avx512": ("avx512", "AVX512_CORE", "AVX512"),
+    "default": ("default", "SSE41", "SSE4_2", "Nehalem"),
+    "avx2": ("avx2", "AVX2", "AVX2", "Haswell"),
+    "avx512": ("avx512", "AVX512_CORE", "AVX512", "SkylakeX"),
 }
 THREADS = (1, 2)
 REPETITIONS = 5
@@ -98,12 +99,13 @@ def has_avx512():
 
 
 def environment(name, threads):
-    aten, onednn, mkl = ARITHMETIC[name]
+    aten, onednn, mkl, openblas = ARITHMETIC[name]
     return {
         **os.environ,
         "ATEN_CPU_CAPABILITY": aten,
         "ONEDNN_MAX_CPU_ISA": onednn,
         "MKL_ENABLE_INSTRUCTIONS": mkl,
+        "OPENBLAS_CORETYPE": openblas,
         "OMP_NUM_THREADS": str(threads),
         # Two threads that wait by spinning take the core from whoever has work.
         "OMP_WAIT_POLICY": "PASSIVE",

@@ -344,7 +344,10 @@ def test_encode(source, trained, tmp_path):
     assert np.allclose([[float(row["mean_0"]), float(row["mean_1"])] for row in rows], mean)
 
 
-@pytest.mark.parametrize("command", ["train", "score", "sample", "reconstruct", "walk", "encode"])
+COMMANDS = ["train", "score", "sample", "reconstruct", "walk", "encode", "compress", "decompress"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example_that_is_parsed(command, capsys):
     assert main([command, "--help"]) == 0
     shown = capsys.readouterr().out

@@ -12,8 +12,11 @@ pictures), `picture_files` (how one of their files is read), `convolutional` (ne
 pictures), `autoregressive` (pixels and latents that depend on those before them), `residual` (the
 network that has both), `priors` (those that are learned), `hierarchy` (latents above latents),
 `quantized` (latents that are codes, greys that are levels), `looks` (how sharp pictures are, and
-how like real ones), `losses` (what those of other people amount to), `recipes` and `runs` (a run
-folder) and `__main__` (the command line). The core imports none of them.
+how like real ones), `losses` (what those of other people amount to), `exact` (networks in
+integers), `masses` (what a codec asks of a model) and `integers` (which makes one of a trained
+model), `coding` (images in fewer bytes, without loss), `recipes` and `runs` (a run folder),
+`archives` (a folder of pictures in one file) and `__main__` (the command line). The core imports
+none of them.
 """
 
 from vae_lib import (

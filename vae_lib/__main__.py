@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 
-from vae_lib import checkpoints
+from vae_lib import archives, checkpoints
 from vae_lib.processes import from_first, joined
 from vae_lib.recipes import DEFAULTS, DEFAULTS_MNIST, LIKELIHOODS, MNIST, described, table
 from vae_lib.runs import Run, device
@@ -74,6 +74,22 @@ label (the subfolder). An .npz holds the arrays mean, log_std, names, labels and
 
   vae encode runs/pictures ~/pictures -o latents.npz
   vae encode runs/pictures ~/pictures -o latents.csv
+"""
+
+COMPRESS = """\
+Compress a folder or a zip of pictures into one file, without loss. All must be PNG of the size and
+the channels that the run was trained on, and of modes 1, L, RGB or RGBA; what would not come back
+exactly is refused. Pixels, names, order and modes come back, nothing else that a PNG holds.
+
+  vae compress ~/pictures -o pictures.vae --model runs/pictures
+
+The run's folder is needed to decompress. The first time, the model in integers is written there.
+"""
+DECOMPRESS = """\
+Decompress what vae compress wrote, into a new folder, whole or not at all. RUN is the folder that
+it was compressed with, or a copy.
+
+  vae decompress pictures.vae -o pictures --model runs/pictures
 """
 
 
@@ -301,6 +317,18 @@ def _latents_arrays(pictures, means, log_stds) -> bytes:
     return stream.getvalue()
 
 
+def compress(chosen) -> None:
+    """Compress pictures."""
+    size = archives.compress(chosen.source, chosen.output, Run.open(chosen.model))
+    print(f"wrote {chosen.output}: {size}")
+
+
+def decompress(chosen) -> None:
+    """Decompress pictures."""
+    size = archives.decompress(chosen.file, chosen.output, Run.open(chosen.model))
+    print(f"wrote {chosen.output}: {size}")
+
+
 def _opened(chosen) -> Run:
     """Open the run, with its model: a damaged one is refused before anything else is done."""
     run = Run.open(chosen.run, where=chosen.device)
@@ -331,14 +359,17 @@ def parser() -> Parser:
         (reconstruct, RECONSTRUCT, _add_reconstruct),
         (walk, WALK, _add_walk),
         (encode, ENCODE, _add_encode),
+        (compress, COMPRESS, _add_compress),
+        (decompress, DECOMPRESS, _add_decompress),
     ):
         first = text.partition(".")[0].partition(":")[0]
         one = _parser(commands.add_parser, text, name=command.__name__, help=first.lower())
         one.set_defaults(command=command)
-        if command is not train:
+        if command not in (train, compress, decompress):
             one.add_argument("run", metavar="RUN", type=Path, help="what vae train wrote")
         add(one)
-        one.add_argument("--device", type=device_name, help="default: cpu; cuda, where it is")
+        if command not in (compress, decompress):
+            one.add_argument("--device", type=device_name, help="default: cpu; cuda, where it is")
         one.add_argument("--threads", type=whole, help="default: torch's; 1 is steady on a laptop")
     return top
 
@@ -414,6 +445,22 @@ def _add_encode(one) -> None:
     one.add_argument("-o", "--output", metavar="FILE", type=latents, default=default, help=text)
 
 
+def _add_compress(one) -> None:
+    one.add_argument("source", metavar="SOURCE", help="a folder or a .zip")
+    _add_archive(one, "the file to write, which is new; its name ends in .vae", archive)
+
+
+def _add_decompress(one) -> None:
+    one.add_argument("file", metavar="FILE", type=archive, help="what vae compress wrote")
+    _add_archive(one, "the folder to write, which is new or empty", Path)
+
+
+def _add_archive(one, text: str, kind) -> None:
+    one.add_argument("-o", "--output", metavar="OUTPUT", type=kind, required=True, help=text)
+    text = "what vae train wrote; no model comes with the program yet"
+    one.add_argument("--model", metavar="RUN", type=Path, required=True, help=text)
+
+
 def _add_sheet(one, name: str) -> None:
     text = f"the sheet to write (default: {name})"
     one.add_argument("-o", "--output", metavar="FILE", type=png, default=Path(name), help=text)
@@ -434,6 +481,11 @@ def png(text: str) -> Path:
 def latents(text: str) -> Path:
     """Read the name of a file of latents."""
     return _ending(text, ".npz", ".csv")
+
+
+def archive(text: str) -> Path:
+    """Read the name of a compressed file."""
+    return _ending(text, ".vae")
 
 
 def natural(text: str, least: int = 0) -> int:

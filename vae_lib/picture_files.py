@@ -220,6 +220,39 @@ def size_of(file: File) -> tuple[int, int]:
         return (width, height) if _orientation(image) >= 5 else (height, width)
 
 
+def exactly(file: File, size: tuple[int, int], modes: Sequence[str]) -> tuple[str, np.ndarray]:
+    """Return Pillow's mode of a PNG, and its pixels as bytes, where these are all there is to see.
+
+    Arguments:
+        file: Of which nothing may be lost.
+        size: The height and width that it must have.
+        modes: Those that it may have.
+
+    Returns:
+        The mode, and uint8 of shape (height, width) or (height, width, channels); 0 and 255 of
+        mode "1".
+
+    Raises:
+        Unread: It is no PNG or a damaged one, of another size or mode, or has what bytes of that
+            mode do not say: 16 bits, a transparent colour, several frames.
+    """
+    with _reading(file) as image:
+        width, height = image.size
+        if image.format != "PNG":
+            raise Unread(f"a {image.format}, and only PNG comes back as it was")
+        if (height, width) != size:
+            raise Unread("it is {} x {}, expected {} x {}".format(height, width, *size))
+        if any("16" in str(tile[3]) for tile in image.tile):  # how the file has them
+            raise Unread("it has 16 bits a channel, and 8 would come back")
+        if image.mode not in modes:
+            raise Unread(f"its mode is {image.mode}, expected {' or '.join(modes)}")
+        if "transparency" in image.info:
+            raise Unread("one of its colours is transparent, which would be lost")
+        if getattr(image, "n_frames", 1) > 1:
+            raise Unread("it has several frames, and one would come back")
+        return image.mode, np.asarray(image).astype(np.uint8) * (255 if image.mode == "1" else 1)
+
+
 @dataclass(frozen=True)
 class Decoder:
     """How a picture becomes bytes: an array of (channels, height, width), uint8.
