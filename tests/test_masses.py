@@ -189,7 +189,7 @@ def test_another_process_with_other_threads_and_instructions_gives_the_same(tmp_
             [sys.executable, "-c", PROGRAM, str(told), str(tmp_path)],
             env={**os.environ, **settings},
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             check=True,
         )
         assert json.loads(done.stdout.splitlines()[-1]) == expected
