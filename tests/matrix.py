@@ -27,7 +27,7 @@ KEPT = ROOT / "outputs" / "matrix.json"
 # What PyTorch, oneDNN, MKL and NumPy's OpenBLAS are asked to use. MKL listens on processors by
 # Intel only.
 ARITHMETIC = {
-    "default": ("default", "SSE41", "SSE4_2", "Nehalem"),
+    "default": ("default", "SSE41", "SSE4_2", "Prescott"),
     "avx2": ("avx2", "AVX2", "AVX2", "Haswell"),
     "avx512": ("avx512", "AVX512_CORE", "AVX512", "SkylakeX"),
 }

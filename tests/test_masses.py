@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests import matrix
 from vae_lib.autoregressive import AutoregressivePrior
 from vae_lib.convolutional import conv_vae
 from vae_lib.exact import Affine
@@ -160,12 +161,6 @@ x, layer = large()
 found["large"] = digest([layer(x)])
 print(json.dumps(found))
 """
-OLDEST = {
-    "ATEN_CPU_CAPABILITY": "default",
-    "ONEDNN_MAX_CPU_ISA": "SSE41",
-    "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
-    "OPENBLAS_CORETYPE": "Prescott",
-}
 
 
 def test_another_process_with_other_threads_and_instructions_gives_the_same(tmp_path):
@@ -183,11 +178,11 @@ def test_another_process_with_other_threads_and_instructions_gives_the_same(tmp_
     expected["large"] = digest([product])
     told = tmp_path / "descriptions.json"
     told.write_text(json.dumps(descriptions), encoding="utf-8")
-    for threads, instructions in (("1", {}), ("2", OLDEST)):
-        settings = {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads, **instructions}
+    native = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for environment in (native, matrix.environment("default", 2)):
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, str(told), str(tmp_path)],
-            env={**os.environ, **settings},
+            env=environment,
             capture_output=True,
             encoding="utf-8",
             check=True,

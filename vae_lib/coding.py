@@ -261,7 +261,9 @@ def _encoded(stack: Stack, images: np.ndarray, model) -> Iterator[tuple[np.ndarr
             push(stack, posterior, cells, model.cells)  # as if nothing had been popped
             size //= 2
             continue
-        _push_images(stack, batch, cells, model)
+        # Images first, so that the decoder finds their latents first.
+        _push_pixels(stack, batch, cells, model)
+        _push_latents(stack, cells, model)
         yield batch, cells
         start += len(batch)
         # A tenth is left for images that cost more than these.
@@ -273,11 +275,10 @@ def _most(pixels: int) -> int:
     return max(1, min(MOST_AT_ONCE, MOST_PIXELS // pixels))
 
 
-def _push_images(stack: Coder, images: np.ndarray, cells: np.ndarray, model) -> None:
-    """Push images, then their latents, so that the decoder finds the latents first."""
+def _push_pixels(stack: Coder, images: np.ndarray, cells: np.ndarray, model) -> None:
+    """Push images by the likelihood."""
     pixels = model.pixel(model.likelihood(cells), images, np.arange(model.pixels))
     push(stack, pixels, images, model.levels, model.pixel_blocks)
-    _push_latents(stack, cells, model)
 
 
 def _push_latents(stack: Coder, cells: np.ndarray, model) -> None:
@@ -526,9 +527,9 @@ def code_lengths(images: Tensor, model) -> Lengths:
     """
     numbers, parts = _checked(images, model), []
     for batch, cells in _encoded(Stack(_begun(numbers, model)), numbers, model):
-        both, latents, back = (_Tally(len(batch)) for _ in range(3))
-        _push_images(both, batch, cells, model)
+        pixels, latents, back = (_Tally(len(batch)) for _ in range(3))
+        _push_pixels(pixels, batch, cells, model)
         _push_latents(latents, cells, model)
         push(back, model.posterior(batch), cells, model.cells)
-        parts.append((both.bits - latents.bits, latents.bits, back.bits))
+        parts.append((pixels.bits, latents.bits, back.bits))
     return Lengths(*(np.concatenate(part) for part in zip(*parts, strict=True)))

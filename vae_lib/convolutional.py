@@ -149,8 +149,7 @@ class _Down(nn.Module):
     def __init__(self, before, after, generator):
         super().__init__()
         strides = _strides(before, after)
-        layer = nn.utils.skip_init(nn.Conv2d, before[0], after[0], 3, stride=strides, padding=1)
-        self.convolution = _initialised(layer, 9 * before[0], generator)
+        self.convolution = convolution(before[0], after[0], 3, strides, generator)
 
     def forward(self, h: Tensor) -> Tensor:
         return self.convolution(h)
@@ -178,6 +177,29 @@ class _Up(nn.Module):
 def _strides(large, small) -> tuple[int, ...]:
     """Return for each side 2 where it is halved and 1 where it stays."""
     return tuple(2 if a > b else 1 for a, b in zip(large[1:], small[1:], strict=True))
+
+
+def convolution(
+    before: int,
+    after: int,
+    kernel: int,
+    stride: int | tuple[int, int],
+    generator: torch.Generator | None = None,
+) -> nn.Conv2d:
+    """Make a convolution whose outputs are as long as its inputs; a stride of 2 halves the side.
+
+    Arguments:
+        before, after: Channels of what goes in and of what comes out.
+        kernel: Side of the filters, an odd number.
+        stride: For both sides, or for height and width.
+        generator: The source of the weights; None takes PyTorch's global one.
+
+    Example:
+        >>> convolution(3, 16, 5, 2)(torch.zeros(1, 3, 28, 28)).shape
+        torch.Size([1, 16, 14, 14])
+    """
+    layer = nn.utils.skip_init(nn.Conv2d, before, after, kernel, stride=stride, padding=kernel // 2)
+    return _initialised(layer, before * kernel**2, generator)
 
 
 def _initialised(layer: nn.Module, inputs: int, generator: torch.Generator | None) -> nn.Module:

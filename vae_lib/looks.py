@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vae_lib.arguments import tensor, whole
-from vae_lib.convolutional import GAIN
+from vae_lib.convolutional import convolution
 from vae_lib.data import seeded
 from vae_lib.model import switched
 from vae_lib.networks import check_rows, linear
@@ -89,7 +89,7 @@ class DigitClassifier(nn.Module):
         generator = seeded(seed, stream="digit classifier")
         with torch.device(generator.device):
             sizes = ((1, 16, 5), (16, 32, 3), (32, 32, 3))
-            self.steps = nn.ModuleList(_halving(*size, generator) for size in sizes)
+            self.steps = nn.ModuleList(convolution(*size, 2, generator) for size in sizes)
             self.dense = linear(4 * 4 * 32, FEATURES, generator)
             self.last = linear(FEATURES, 10, generator)
 
@@ -186,15 +186,6 @@ def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and covariance, in 64 bits on the CPU."""
     rows = rows.detach().cpu().double()
     return rows.mean(0), torch.cov(rows.T).reshape(rows.shape[1], rows.shape[1])
-
-
-def _halving(before: int, after: int, kernel: int, generator: torch.Generator) -> nn.Conv2d:
-    """Make a convolution of stride 2 whose outputs are as long as its inputs."""
-    layer = nn.utils.skip_init(nn.Conv2d, before, after, kernel, stride=2, padding=kernel // 2)
-    bound = GAIN * (3 / (before * kernel**2)) ** 0.5
-    nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-    nn.init.zeros_(layer.bias)
-    return layer
 
 
 def _check(pictures: Tensor) -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vae_lib.arguments import whole
 from vae_lib.autoregressive import AutoregressivePrior, LocalDecoder, LocalHead
-from vae_lib.convolutional import GAIN
+from vae_lib.convolutional import convolution
 from vae_lib.data import seeded
 from vae_lib.model import VAE, GaussianEncoder, StandardNormal
 from vae_lib.networks import TwoHeads, check_rows, linear
@@ -46,8 +46,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, depth: int, generator: torch.Generator | None = None):
         super().__init__()
-        self.first = _convolution(channels, channels, 3, 1, generator)
-        self.second = _convolution(channels, channels, 3, 1, generator)
+        self.first = convolution(channels, channels, 3, 1, generator)
+        self.second = convolution(channels, channels, 3, 1, generator)
         with torch.no_grad():
             self.second.weight /= math.sqrt(depth)
 
@@ -81,10 +81,10 @@ class ResidualEncoder(nn.Module):
         self.shape = _checked(shape)
         (half, quarter), depth = widths, sum(blocks)
         self.steps = nn.Sequential(
-            _convolution(1, half, 5, 2, generator),
+            convolution(1, half, 5, 2, generator),
             *(ResidualBlock(half, depth, generator) for _ in range(blocks[0])),
             nn.SiLU(),
-            _convolution(half, quarter, 3, 2, generator),
+            convolution(half, quarter, 3, 2, generator),
             *(ResidualBlock(quarter, depth, generator) for _ in range(blocks[1])),
             nn.SiLU(),
         )
@@ -169,16 +169,6 @@ def _pictures(rows: Tensor, sides: tuple[int, int]) -> Tensor:
 def _rows(h: Tensor) -> Tensor:
     """Return pictures as (n, height, width, channels)."""
     return h.permute(0, 2, 3, 1)
-
-
-def _convolution(before, after, kernel, stride, generator) -> nn.Conv2d:
-    """Make a convolution whose outputs are as long as its inputs; a stride of 2 halves the side."""
-    padding = kernel // 2
-    layer = nn.utils.skip_init(nn.Conv2d, before, after, kernel, stride=stride, padding=padding)
-    bound = GAIN * math.sqrt(3 / (before * kernel**2))
-    nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-    nn.init.zeros_(layer.bias)
-    return layer
 
 
 def residual_vae(
