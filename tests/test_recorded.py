@@ -1,6 +1,7 @@
 """What lies in vae_lib/assets/recorded: is it still what the code gives, and is it listed?"""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,16 +14,28 @@ from vae_lib.evaluation import LogLikelihood, held_out_elbo, log_likelihood
 from vae_lib.images import EMOJI, load_images
 from vae_lib.looks import DigitClassifier
 from vae_lib.model import dense_vae
-from vae_lib.recorded import conv_pairs, own_split, sharper_classifier
+from vae_lib.objectives import terms
+from vae_lib.recorded import conv_pairs, own_split, rate_sweep, rate_ways, sharper_classifier
 from vae_lib.records import checksums
 
 NAMES = sorted({path.stem for path in RECORDED.glob("*.json")})
 ROOT = MNIST.parents[2]
 # It takes hours, and its record comes with the chapter that reads it.
-UNFINISHED = {"sharper_record", "sharper_table", "sharper_ablation"}
+UNFINISHED = {
+    "sharper_record",
+    "sharper_table",
+    "sharper_ablation",
+    "rate_sweep",
+    "rate_ways",
+}
 SCRIPTS = sorted(ROOT.glob("vae_lib/recorded/[!_]*.py"))
 SCRIPTS = [script for script in SCRIPTS if script.stem not in UNFINISHED]
-DATA = {"own_split": EMOJI}  # of the others it is MNIST
+READER = RECORDED / f"{rate_sweep.CLASSIFIER}.safetensors"
+DATA = {  # of the others it is MNIST
+    "own_split": [EMOJI],
+    "rate_sweep": [MNIST, READER],
+    "rate_ways": [MNIST, READER, ROOT / "vae_lib" / "recorded" / "rate_sweep.py"],
+}
 
 
 @pytest.mark.parametrize(
@@ -134,6 +147,40 @@ def test_the_classifier_learns_from_every_way_to_show_a_digit():
         assert 0.25 < share.float().mean() < 0.42
 
 
+def test_free_bits_are_paid_for_whether_a_latent_carries_them_or_not():
+    x = binarize(load_mnist().test_images[:8], "threshold")
+    model = rate_ways.network({"way": "free bits", "seed": 0})
+    value = rate_ways.free_bits(model, x, seeded(0, stream="z"))
+    cost = terms(model, x, seeded(0, stream="z"))
+    each = rate_sweep.latent_rates(model.encoder(x))
+    torch.testing.assert_close(each.sum(-1), cost.rate)
+    assert each.mean(0).min() < rate_ways.FREE < each.mean(0).max()
+    paid = sum(max(rate_ways.FREE, rate) for rate in each.mean(0).tolist())
+    torch.testing.assert_close(value, -cost.distortion - rate_ways.HIGH * paid)
+
+
+@pytest.mark.parametrize(
+    ("way", "step", "price"),
+    [
+        ("plain", 0, 5),
+        ("warm-up", 0, 0),
+        ("warm-up", 25, 2.5),
+        ("warm-up", 90, 5),
+        ("price 1, warm-up", 25, 0.5),
+        ("price 1, warm-up", 90, 1),
+        ("no neighbours", 90, 5),
+    ],
+)
+def test_each_way_pays_its_price(way, step, price):
+    x = binarize(load_mnist().test_images[:4], "threshold")
+    choice = {"way": way, "seed": 0}
+    model, state = rate_ways.network(choice), SimpleNamespace(steps=step)
+    assert model.decoder.head.reach == (0 if way == "no neighbours" else 3)
+    value = rate_ways.objective(choice, state, 100)(model, x, seeded(0, stream="z"))
+    cost = terms(model, x, seeded(0, stream="z"))
+    torch.testing.assert_close(value, -cost.distortion - price * cost.rate)
+
+
 @pytest.mark.parametrize("right", [0, 1, 2])
 def test_a_shifted_picture_is_where_it_was_moved_to(right):
     pictures = torch.rand(3, 784, generator=torch.Generator().manual_seed(0))
@@ -162,7 +209,7 @@ def test_a_recorded_run_belongs_to_its_script(script):
     record = json.loads(
         (RECORDED / f"{script.stem.replace('_', '-')}.json").read_text(encoding="utf-8")
     )
-    assert record["sha256"] == checksums([script, DATA.get(script.stem, MNIST)]), (
+    assert record["sha256"] == checksums([script, *DATA.get(script.stem, [MNIST])]), (
         "the code changed: record again"
     )
     assert record["runs"]
