@@ -1,0 +1,86 @@
+"""axe-core, run in a page: all of its rules, those that look at colours in both themes.
+
+axe looks at every element, and most of a page of this book is the coloured words of its code and
+the pieces of its formulas, thousands of them and all alike. So `THIN` leaves one of each kind. And
+a colour depends on what an element and those around it are called, so a text is looked at for its
+colour twice a page and not on every page again.
+"""
+
+import importlib.util
+import json
+from pathlib import Path
+
+# The rules that look at colours; the others do not know of themes.
+COLOURS = ["color-contrast", "color-contrast-enhanced", "link-in-text-block"]
+
+# Opens what is folded, stops what moves, and leaves one formula and one coloured word of a kind.
+THIN = """(() => {
+    const all = selector => [...document.querySelectorAll(selector)];
+    document.head.insertAdjacentHTML("beforeend",
+        "<style>* { animation: none !important; transition: none !important; }</style>");
+    all("details").forEach(fold => { fold.open = true; });
+    all("mjx-container").slice(1).forEach(formula => formula.replaceWith("formula"));
+    const seen = new Set();
+    all("pre span, dt.sig :is(span, em)").forEach(word => {
+        const kind = word.parentElement.className + ">" + word.className;
+        if (word.isConnected && seen.has(kind)) { word.replaceWith(word.textContent); }
+        seen.add(kind);
+    });
+    all("pre, dt.sig").forEach(text => text.normalize());
+})()"""
+
+# Takes the text out of every element of a kind that was seen twice, on this page or an earlier one.
+ONE_OF_A_KIND = """(earlier => {
+    const seen = new Map(earlier.map(kind => [kind, 2]));
+    const called = e => `${e.tagName}.${e.className}[${e.getAttribute("style") ?? ""}]`;
+    [...document.body.querySelectorAll("*")].forEach(element => {
+        const texts = [...element.childNodes].filter(n => n.nodeType === 3 && n.data.trim());
+        if (!texts.length) { return; }
+        let kind = "";
+        for (let e = element; e !== document.body; e = e.parentElement) { kind += called(e); }
+        const count = seen.get(kind) ?? 0;
+        if (count > 1) { texts.forEach(text => { text.data = ""; }); }
+        seen.set(kind, count + 1);
+    });
+    return [...seen].filter(([kind, count]) => count > 1).map(([kind]) => kind);
+})"""
+
+RUN = """(async (theme, wanted, rules) => {
+    document.documentElement.dataset.theme = document.documentElement.dataset.mode = theme;
+    const every = axe.getRules().map(rule => rule.ruleId);
+    const values = every.filter(rule => rules.includes(rule) === wanted);
+    const found = await axe.run({runOnly: {type: "rule", values}, resultTypes: ["violations"]});
+    return found.violations.flatMap(rule => rule.nodes.map(node => [rule.id, theme,
+        node.target.join(" "), [...node.any, ...node.all, ...node.none].map(a => a.message)[0]]));
+})"""
+
+
+def script():
+    """Return the text of axe-core, or None if the package that brings it is not installed."""
+    package = importlib.util.find_spec("axe_playwright_python")
+    if package is None:
+        return None
+    path = Path(package.submodule_search_locations[0], "axe.min.js")
+    return path.read_text(encoding="utf-8")
+
+
+class Axe:
+    """Finds what is wrong with the pages of a browser; what it returns should be empty."""
+
+    def __init__(self, text):
+        self._text = text
+        self._seen = []
+
+    def violations(self, browser):
+        """Look at the page that is open, which is of no other use afterwards."""
+        browser.run(THIN)
+        browser.run(f"{self._text}; null")
+        found = self._run(browser, "light", False)
+        self._seen = browser.run(f"{ONE_OF_A_KIND}({json.dumps(self._seen)})")
+        for theme in ("light", "dark"):
+            found += self._run(browser, theme, True)
+        return found
+
+    def _run(self, browser, theme, colours):
+        arguments = json.dumps([theme, colours, COLOURS])[1:-1]
+        return browser.run(f"{RUN}({arguments})")
