@@ -65,7 +65,7 @@ REDIRECT = """<!DOCTYPE html>
 """
 # The two cells below the first of each chapter are known by these ids.
 LIBRARY_CELLS = ("library", "library-check")
-# A solution in words; one in code is a cell with the tag hide-cell. Both stand below "## Exercises".
+# A solution in words; one in code is a cell with the tag hide-cell. Both stand among exercises.
 SOLUTION = re.compile(r"<details>\s*<summary>The solution</summary>.*?</details>\s*", re.DOTALL)
 
 

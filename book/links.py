@@ -14,11 +14,11 @@ TERM = re.compile(
 )
 # To these the glossary gives a meaning of its own beside that of every day, so that a link from
 # each page that uses the word would mislead.
-EVERYDAY = set(
-    "baseline bound channel context density design evidence feature filter gap grey hierarchy hole "
-    "loss objective padding precision rate reconstruction score seed step surrogate threshold "
-    "unbiased variational".split()
-)
+EVERYDAY = """
+    baseline bound channel context density design evidence feature filter gap grey hierarchy hole
+    loss objective padding precision rate reconstruction score seed step surrogate threshold
+    unbiased variational
+"""
 # Inside these, and inside what has one of the classes, no text is made a link.
 CLOSED = {"a", "pre", "h1", "h2", "h3", "h4", "h5", "h6", "summary", "button", "th", "dt", "nav"}
 CLOSED |= {"script", "style", "label", "figcaption", "caption"}
@@ -53,7 +53,7 @@ def names(library):
 def terms(glossary):
     """Return the terms of the glossary that are linked: each with its anchor and definition."""
     found = {plain(term): (anchor, plain(said)) for anchor, term, said in TERM.findall(glossary)}
-    return {term: entry for term, entry in found.items() if term and term not in EVERYDAY}
+    return {term: entry for term, entry in found.items() if term and term not in EVERYDAY.split()}
 
 
 def link(text, target, kind, said):

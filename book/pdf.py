@@ -40,7 +40,7 @@ PREPARE = """(async places => {
     return pictures.length;
 })"""
 NUMBERS = """
-@page { margin: %dmm; @bottom-center { content: counter(page); font: 9pt sans-serif; color: #555; } }
+@page { margin: %dmm; @bottom-center { content: counter(page); font: 9pt sans-serif; } }
 @page :first { counter-increment: page %d; }
 """
 

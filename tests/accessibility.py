@@ -3,7 +3,7 @@
 axe looks at every element, and most of a page of this book is the coloured words of its code and
 the pieces of its formulas, thousands of them and all alike. So `THIN` leaves one of each kind. And
 a colour depends on what an element and those around it are called, so a text is looked at for its
-colour twice a page and not on every page again.
+colour twice and not on every page again.
 """
 
 import importlib.util
@@ -29,20 +29,24 @@ THIN = """(() => {
     all("pre, dt.sig").forEach(text => text.normalize());
 })()"""
 
-# Takes the text out of every element of a kind that was seen twice, on this page or an earlier one.
-ONE_OF_A_KIND = """(earlier => {
-    const seen = new Map(earlier.map(kind => [kind, 2]));
+# Takes the text out of every element of a kind that was seen twice, on this page or earlier ones.
+TWO_OF_A_KIND = """(earlier => {
+    const seen = new Map(earlier);
     const called = e => `${e.tagName}.${e.className}[${e.getAttribute("style") ?? ""}]`;
     [...document.body.querySelectorAll("*")].forEach(element => {
         const texts = [...element.childNodes].filter(n => n.nodeType === 3 && n.data.trim());
         if (!texts.length) { return; }
         let kind = "";
-        for (let e = element; e !== document.body; e = e.parentElement) { kind += called(e); }
+        for (let e = element; e !== document.body; e = e.parentElement) {
+            kind += e.tagName === "SECTION" ? "" : called(e);
+        }
         const count = seen.get(kind) ?? 0;
         if (count > 1) { texts.forEach(text => { text.data = ""; }); }
         seen.set(kind, count + 1);
     });
-    return [...seen].filter(([kind, count]) => count > 1).map(([kind]) => kind);
+    const empty = [...document.body.querySelectorAll("*")].filter(e => !e.textContent.trim());
+    empty.forEach(element => { element.style.display = "none"; });
+    return [...seen];
 })"""
 
 RUN = """(async (theme, wanted, rules) => {
@@ -76,7 +80,7 @@ class Axe:
         browser.run(THIN)
         browser.run(f"{self._text}; null")
         found = self._run(browser, "light", False)
-        self._seen = browser.run(f"{ONE_OF_A_KIND}({json.dumps(self._seen)})")
+        self._seen = browser.run(f"{TWO_OF_A_KIND}({json.dumps(self._seen)})")
         for theme in ("light", "dark"):
             found += self._run(browser, theme, True)
         return found
