@@ -1,9 +1,10 @@
 """axe-core, run in a page: all of its rules, those that look at colours in both themes.
 
 axe looks at every element, and most of a page of this book is the coloured words of its code and
-the pieces of its formulas, thousands of them and all alike. So `THIN` leaves one of each kind. And
-a colour depends on what an element and those around it are called, so a text is looked at for its
-colour twice and not on every page again.
+the pieces of its formulas, thousands of them and all alike. So `THIN` leaves one of each kind, and
+of what the page of the library describes, five functions, five classes and so on. A colour depends
+on the kinds of an element and of those around it, so a text is looked at for its colours twice and
+not on every page again.
 """
 
 import importlib.util
@@ -25,6 +26,11 @@ THIN = """(() => {
         const kind = word.parentElement.className + ">" + word.className;
         if (word.isConnected && seen.has(kind)) { word.replaceWith(word.textContent); }
         seen.add(kind);
+    });
+    const counts = {};
+    all("dl.py").forEach(entry => {
+        counts[entry.className] = (counts[entry.className] ?? 0) + 1;
+        if (counts[entry.className] > 5) { entry.remove(); }
     });
     all("pre, dt.sig").forEach(text => text.normalize());
 })()"""
