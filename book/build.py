@@ -165,12 +165,13 @@ def without_solutions(cells):
     """Return the cells of a chapter without the solutions of its exercises."""
     kept, among_exercises = [], False
     for cell in cells:
-        text = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            headings = re.findall(r"^## +(.*)", text, re.MULTILINE)
-            among_exercises = headings[-1] == "Exercises" if headings else among_exercises
-            if among_exercises:
-                cell = cell | {"source": SOLUTION.sub("", text).splitlines(keepends=True)}
+            parts = []
+            for part in re.split(r"^(?=## )", "".join(cell["source"]), flags=re.MULTILINE):
+                if part.startswith("## "):
+                    among_exercises = part.splitlines()[0].strip() == "## Exercises"
+                parts.append(SOLUTION.sub("", part) if among_exercises else part)
+            cell = cell | {"source": "".join(parts).splitlines(keepends=True)}
         elif among_exercises and "hide-cell" in cell["metadata"].get("tags", []):
             continue
         kept.append(cell)
