@@ -100,7 +100,7 @@ class Joined:
             self._places[name, unquote(place.lstrip("/"))] = (start + number, where.left, where.top)
         for page in reader.pages:
             self.writer.add_page(page)
-        above = self.writer.add_outline_item(title, start)
+        above = self.writer.add_outline_item(title=title, page_number=start)
         sections = [entry for entry in reader.outline if isinstance(entry, list)]
         self._mark(reader, sections[0] if sections else [], start, above)
 
@@ -112,7 +112,9 @@ class Joined:
                 self._mark(reader, entry, start, above)
             elif entry.title != "Contents":
                 number = start + reader.get_destination_page_number(entry)
-                above = self.writer.add_outline_item(entry.title, number, parent)
+                above = self.writer.add_outline_item(
+                    title=entry.title, page_number=number, parent=parent
+                )
 
     def target(self, name, address):
         """Return (page, left, top) of what a link on a page leads to, or None if it is outside."""
