@@ -15,7 +15,7 @@ TERM = re.compile(
 # To these the glossary gives a meaning of its own beside that of every day, so that a link from
 # each page that uses the word would mislead.
 EVERYDAY = """
-    baseline bound channel context density design evidence feature filter gap grey hierarchy hole
+    baseline bound channel context density design entropy evidence feature filter gap grey hierarchy hole
     loss objective padding precision rate reconstruction score seed step surrogate threshold
     unbiased variational
 """
@@ -31,9 +31,11 @@ CODE = re.compile(
     r'(?<!<span class="o">\.</span>)<span class="n">\w+</span>'
     r'(?:<span class="o">\.</span><span class="n">\w+</span>)*(?!<span class="o">=</span>)'
 )
+# The chapters that a definition ends with.
+WHERE = re.compile(r'(?<=[.)])(?:[\s,]*<a class="reference [^>]*>.*?</a>)+\s*(?=</p>)', re.DOTALL)
 DEFINED = re.compile(r'<span class="n[fc]">(\w+)</span>')
 # The TeX of the definitions, as one writes it in a line.
-TEX = {r"\phi": "φ", r"\theta": "θ", r"\mid": "|", r"\log": "log", r"\sigma": "σ", r"\mu": "μ"}
+TEX = {r"\phi": "φ", r"\theta": "θ", r"\mid": "|", r"\log": "log ", r"\sigma": "σ", r"\mu": "μ"}
 TEX |= {r"\beta": "β", r"\ ": " ", r"\,": " ", r"\times": "×", "{": "", "}": ""}
 
 
@@ -52,7 +54,10 @@ def names(library):
 
 def terms(glossary):
     """Return the terms of the glossary that are linked: each with its anchor and definition."""
-    found = {plain(term): (anchor, plain(said)) for anchor, term, said in TERM.findall(glossary)}
+    found = {
+        plain(term): (anchor, plain(WHERE.sub("", said)))
+        for anchor, term, said in TERM.findall(glossary)
+    }
     return {term: entry for term, entry in found.items() if term and term not in EVERYDAY.split()}
 
 

@@ -15,7 +15,7 @@ pytest.importorskip("jupyter_book", reason="the book is built with the extra [bo
 LIBRARY = """<dt class="sig sig-object py" id="vae_lib.data.seeded"><span>data.seeded</span></dt>
 <dd><p>Return a <em>generator</em> for "this".</p><p>More.</p></dd>"""
 GLOSSARY = r"""<dt id="term-prior">prior<a class="headerlink" href="#term-prior">#</a></dt>
-<dd><p>What \(p_\theta(z)\) is.</p></dd>
+<dd><p>What \(p_\theta(z)\) is. <a class="reference x"><span>Loss</span></a></p></dd>
 <dt id="term-gap">gap<a class="headerlink" href="#term-gap">#</a></dt><dd><p>A gap.</p></dd>"""
 KNOWN, TERMS = links.names(LIBRARY), links.terms(GLOSSARY)
 
