@@ -15,9 +15,9 @@ TERM = re.compile(
 # To these the glossary gives a meaning of its own beside that of every day, so that a link from
 # each page that uses the word would mislead.
 EVERYDAY = """
-    baseline bound channel context density design entropy evidence feature filter gap grey hierarchy hole
-    loss objective padding precision rate reconstruction score seed step surrogate threshold
-    unbiased variational
+    baseline bound channel context density design entropy evidence feature filter gap grey
+    hierarchy hole loss objective padding precision rate reconstruction score seed step surrogate
+    threshold unbiased variational
 """
 # Inside these, and inside what has one of the classes, no text is made a link.
 CLOSED = {"a", "pre", "h1", "h2", "h3", "h4", "h5", "h6", "summary", "button", "th", "dt", "nav"}
