@@ -4,7 +4,8 @@ axe looks at every element, and most of a page of this book is the coloured word
 the pieces of its formulas, thousands of them and all alike. So `THIN` leaves one of each kind, and
 of what the page of the library describes, five functions, five classes and so on. A colour depends
 on the kinds of an element and of those around it, so a text is looked at for its colours twice and
-not on every page again.
+not on every page again. One rule, css-orientation-lock, would read the style sheets, which the
+browser refuses for files on a disk; it runs and can say nothing.
 """
 
 import importlib.util
@@ -59,7 +60,8 @@ RUN = """(async (theme, wanted, rules) => {
     document.documentElement.dataset.theme = document.documentElement.dataset.mode = theme;
     const every = axe.getRules().map(rule => rule.ruleId);
     const values = every.filter(rule => rules.includes(rule) === wanted);
-    const found = await axe.run({runOnly: {type: "rule", values}, resultTypes: ["violations"]});
+    const found = await axe.run(
+        {runOnly: {type: "rule", values}, resultTypes: ["violations"], preload: false});
     return found.violations.flatMap(rule => rule.nodes.map(node => [rule.id, theme,
         node.target.join(" "), [...node.any, ...node.all, ...node.none].map(a => a.message)[0]]));
 })"""

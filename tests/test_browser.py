@@ -144,6 +144,7 @@ def visits(site, chromium, axe):
         visit |= {"cut on paper": chromium.run(CUT), **chromium.run(PRINTED)}
         chromium.call("Emulation.setEmulatedMedia", media="")
         chromium.size(1300, 900)
+        chromium.run("new Promise(after => setTimeout(after, 500))")  # the theme's answer to a size
         visit["violations"] = axe and axe.violations(chromium)  # of no use afterwards
         found[page.relative_to(site).as_posix()] = visit
     return found
