@@ -22,6 +22,8 @@ FOLDER ?= my-chapters
 PORT ?= 8000
 # The address of the book's repository. If set, pages get repository and Binder buttons.
 REPOSITORY ?=
+# 0 leaves the solutions of the exercises out of the pages: make book SOLUTIONS=0
+SOLUTIONS ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -56,7 +58,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: set-up moved help book test run lab diffs serve bench mutate matrix elsewhere lint lock clean
+.PHONY: set-up moved help book pdf zip test run lab diffs serve bench mutate matrix elsewhere lint lock clean
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is"
@@ -65,7 +67,13 @@ help: ## list the targets
 	@sed -n '/^# /{h;d;};/^[A-Z_]* ?=/{s/ ?=.*//;G;s/\n# / /p;}' Makefile | awk '{t = $$1; $$1 = ""; printf "  %-13s%s\n", t, $$0}'
 
 book: $(VENV)/ready ## build the pages from the stored outputs, warnings being errors
-	@REPOSITORY='$(REPOSITORY)' $(PY) book/build.py
+	@REPOSITORY='$(REPOSITORY)' SOLUTIONS='$(SOLUTIONS)' $(PY) book/build.py
+
+pdf: book ## print the book into one file, _build/vae-book.pdf, by Chromium
+	@$(PY) book/pdf.py
+
+zip: book ## pack the pages into _build/vae-book.zip, to be read without a network
+	@$(PY) -c 'import shutil; print(shutil.make_archive("_build/vae-book", "zip", "_build", "html"))'
 
 # One thread a process: JOBS processes then share the cores without fighting for them.
 test run mutate: export OMP_NUM_THREADS := 1

@@ -6,6 +6,8 @@ Jupyter Book does the work, with warnings as errors, on a copy of the sources. W
 - The address of the repository turns on the buttons that need it, and stands in each chapter where
   it says how to get the library. It is `repository: url:` of `_config.yml`, unless the environment
   variable REPOSITORY gives another (or GitHub Actions does).
+- SOLUTIONS=0 leaves the solutions of the exercises out, for those who set them.
+- `book/finish.py` puts right what the theme has wrong, and adds links, sizes and weights.
 - A page that has moved leaves one behind that leads to it.
 """
 
@@ -21,6 +23,10 @@ import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # for who calls this file and not `make`
+
+from book import finish  # noqa: E402
+
 MATHJAX = Path("book", "_static", "mathjax")
 # One file typesets; it loads the fonts always, the rest when a formula or the reader asks for it.
 MATHJAX_FILES = [
@@ -59,6 +65,8 @@ REDIRECT = """<!DOCTYPE html>
 """
 # The two cells below the first of each chapter are known by these ids.
 LIBRARY_CELLS = ("library", "library-check")
+# A solution in words; one in code is a cell with the tag hide-cell. Both stand among exercises.
+SOLUTION = re.compile(r"<details>\s*<summary>The solution</summary>.*?</details>\s*", re.DOTALL)
 
 
 def copy_mathjax(folder):
@@ -86,6 +94,18 @@ def repository(environment=os.environ):
         settings = (ROOT / "_config.yml").read_text(encoding="utf-8")
         address = re.search(r"^repository:\n +url: *\"(.*)\"", settings, re.MULTILINE).group(1)
     return address.rstrip("/")
+
+
+def site_address(address, settings=None):
+    """Return where the book will be found, or "" if nobody knows.
+
+    It is `html: baseurl:` of `_config.yml`, or for a repository at GitHub its address on Pages.
+    """
+    settings = settings or (ROOT / "_config.yml").read_text(encoding="utf-8")
+    if given := re.search(r'^ +baseurl: *"(.+)"', settings, re.MULTILINE):
+        return given[1]
+    at_github = re.fullmatch(r"https://github\.com/([^/]+)/([^/]+)", address)
+    return "https://{}.github.io/{}".format(*at_github.groups()) if at_github else ""
 
 
 def how_to_get_the_library(address):
@@ -133,6 +153,7 @@ def configuration(address):
     config = yaml.safe_load(text)
     config["repository"] |= {"url": address}
     config["html"] |= {"use_repository_button": True, "use_issues_button": True}
+    config["html"]["baseurl"] = site_address(address)
     config["launch_buttons"] = {
         "binderhub_url": "https://mybinder.org",
         "notebook_interface": "jupyterlab",
@@ -140,8 +161,30 @@ def configuration(address):
     return yaml.safe_dump(config, sort_keys=False)
 
 
-def copy_sources(source, address):
+def without_solutions(cells):
+    """Return the cells of a chapter without the solutions of its exercises."""
+    kept, among_exercises = [], False
+    for cell in cells:
+        if cell["cell_type"] == "markdown":
+            parts = []
+            for part in re.split(r"^(?=## )", "".join(cell["source"]), flags=re.MULTILINE):
+                if part.startswith("## "):
+                    among_exercises = part.splitlines()[0].strip() == "## Exercises"
+                parts.append(SOLUTION.sub("", part) if among_exercises else part)
+            cell = cell | {"source": "".join(parts).splitlines(keepends=True)}
+        elif among_exercises and "hide-cell" in cell["metadata"].get("tags", []):
+            continue
+        kept.append(cell)
+    return kept
+
+
+def copy_sources(source, address, solutions=True):
     """Copy what the pages are made of, and write the address into it.
+
+    Args:
+        source: the folder to write, made anew.
+        address: the address of the repository, or "".
+        solutions: whether those of the exercises are kept.
 
     Raises:
         RuntimeError: a chapter that was saved as no `make run` leaves it.
@@ -167,6 +210,8 @@ def copy_sources(source, address):
         for cell in nb["cells"]:
             if cell.get("id") in cells:
                 cell["source"] = cells[cell["id"]].splitlines(keepends=True)
+        if not solutions:
+            nb["cells"] = without_solutions(nb["cells"])
         text = json.dumps(nb, ensure_ascii=False, indent=1) + "\n"
         path.write_text(text, encoding="utf-8")
 
@@ -180,10 +225,10 @@ def redirect(site, former, present):
     path.write_text(REDIRECT.format(title=title, target=target), encoding="utf-8")
 
 
-def build(output=ROOT):
+def build(output=ROOT, solutions=True):
     """Build into `output` and return its first page; raise RuntimeError if it fails."""
     source, site = output / "_build" / "source", output / "_build" / "html"
-    copy_sources(source, repository())
+    copy_sources(source, repository(), solutions)
     copy_mathjax(source / MATHJAX)
     # --all: a page that was built with a warning would not warn again, and so pass, the next time.
     command = [
@@ -199,6 +244,7 @@ def build(output=ROOT):
     )
     if run.returncode:
         raise RuntimeError(run.stdout.replace(str(source), str(ROOT)))
+    finish.finish(site, site_address(repository()))
     # Jupyter Book's own says neither what it is nor in which language, and cannot be clicked.
     redirect(site, "index", "book/index")
     for former, present in MOVED.items():
@@ -211,7 +257,7 @@ if __name__ == "__main__":
     parser.add_argument("--output", type=Path, default=ROOT, help="the folder to build in")
     output = parser.parse_args().output.resolve()
     try:
-        first = build(output)
+        first = build(output, os.environ.get("SOLUTIONS") != "0")
     except RuntimeError as error:
         sys.exit(f"{error}\nthe book was not built")
     print(f"The book is built. Open {first} in a browser.")

@@ -9,11 +9,11 @@ import time
 import pytest
 
 from book import build
-from tests import book_pages, browser
+from tests import accessibility, book_pages, browser
 
 pytest.importorskip("jupyter_book", reason="the book is built with the extra [book]")
 
-PHONE = 390  # CSS pixels
+PHONE = 360  # CSS pixels, the narrowest that is common
 PAPER = 690  # A4 without margins of 14 mm
 
 LOOK = """(() => {
@@ -25,6 +25,23 @@ LOOK = """(() => {
         not_typeset: [...plain, ...all("mjx-merror")].map(e => e.textContent),
         filters: all(".bd-content .cell_output img").map(i => getComputedStyle(i).filter),
     };
+})()"""
+
+
+# Pictures that do not come, though nearer than they wait for, or that are not in their shape.
+PICTURES = """(async () => {
+    const pictures = [...document.querySelectorAll("main img")];
+    pictures.forEach(picture => { picture.loading = "eager"; });
+    const whole = await Promise.all(pictures.map(p => p.decode().then(() => true, () => false)));
+    const shape = p => {
+        const style = getComputedStyle(p);
+        const [x, y] = [["Left", "Right"], ["Top", "Bottom"]].map(
+            sides => sides.reduce((sum, side) => sum + parseFloat(style[`padding${side}`]), 0));
+        return (p.clientWidth - x) / (p.clientHeight - y) * p.naturalHeight / p.naturalWidth;
+    };
+    const wrong = pictures.filter((picture, i) => !whole[i] || !picture.naturalWidth ||
+        picture.clientWidth && Math.abs(shape(picture) - 1) > 0.03);
+    return wrong.map(picture => picture.src);
 })()"""
 
 
@@ -102,14 +119,20 @@ def chromium(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def visits(site, chromium):
+def axe():
+    script = accessibility.script()
+    return script and accessibility.Axe(script)
+
+
+@pytest.fixture(scope="module")
+def visits(site, chromium, axe):
     """What each page holds, asked for and complained of, and how wide it is on a telephone."""
     found = {}
     moved = {site / f"{former}.html" for former in build.MOVED}  # they lead away at once
     for page in sorted({*book_pages.pages(site)} - moved):
         chromium.size(1300, 900)
         chromium.open(page.as_uri())
-        visit = chromium.run(LOOK)
+        visit = chromium.run(LOOK) | {"pictures": chromium.run(PICTURES)}
         chromium.size(PHONE, 844, phone=True)
         # A telephone zooms out of a page that is too wide, so its window grows with it.
         width = chromium.run("Math.max(innerWidth, document.documentElement.scrollWidth)")
@@ -120,6 +143,9 @@ def visits(site, chromium):
         chromium.call("Emulation.setEmulatedMedia", media="print")
         visit |= {"cut on paper": chromium.run(CUT), **chromium.run(PRINTED)}
         chromium.call("Emulation.setEmulatedMedia", media="")
+        chromium.size(1300, 900)
+        chromium.run("new Promise(after => setTimeout(after, 500))")  # the theme's answer to a size
+        visit["violations"] = axe and axe.violations(chromium)  # of no use afterwards
         found[page.relative_to(site).as_posix()] = visit
     return found
 
@@ -138,6 +164,60 @@ def test_nothing_leaves_the_machine(visits):
 
 def test_the_console_is_clean(visits):
     assert {name: visit["errors"] for name, visit in visits.items() if visit["errors"]} == {}
+
+
+needs_axe = pytest.mark.skipif(
+    accessibility.script() is None, reason="axe-core comes with the extra [book]"
+)
+
+
+@needs_axe
+def test_axe_finds_nothing_in_either_theme(visits):
+    assert {name: v["violations"] for name, v in visits.items() if v["violations"]} == {}
+
+
+@needs_axe
+def test_axe_finds_what_is_wrong(site, chromium, axe):
+    """Of each sort of rule one: of structure, of words, of colours in one theme alone."""
+    chromium.open((site / "search.html").as_uri())
+    chromium.run("""document.querySelector("main").insertAdjacentHTML("beforeend", `
+        <h5 id="too-deep">A title</h5><img src="data:,"><button></button>
+        <style>html[data-theme=dark] .pale { color: #444; }</style><p class="pale">Pale</p>`)""")
+    found = {(rule, theme) for rule, theme, *_ in axe.violations(chromium)}
+    assert {("heading-order", "light"), ("image-alt", "light"), ("button-name", "light")} <= found
+    assert ("color-contrast", "dark") in found
+    assert ("color-contrast", "light") not in found
+
+
+def test_every_picture_is_there_and_in_its_shape(visits):
+    assert {name: v["pictures"] for name, v in visits.items() if v["pictures"]} == {}
+
+
+def test_no_picture_is_blank(site):
+    image = pytest.importorskip("PIL.Image")
+    shown = set()
+    for page in book_pages.pages(site):
+        text = page.read_text(encoding="utf-8")
+        sources = re.findall(r'<img [^>]*?src="([^":]+\.png)"', text)
+        shown |= {(page.parent / source).resolve() for source in sources}
+    assert len(shown) > 50
+    blank = []
+    for path in shown:
+        low, high = image.open(path).convert("L").getextrema()
+        if high - low < 50:
+            blank.append(path.name)
+    assert blank == []
+
+
+def test_the_theme_can_be_switched(site, chromium):
+    chromium.open((site / "book" / "conventions.html").as_uri())
+    seen = {}
+    for _ in range(3):
+        chromium.run("document.querySelector('.theme-switch-button').click()")
+        mode = chromium.run("document.documentElement.dataset.mode")
+        seen[mode] = chromium.run("getComputedStyle(document.body).backgroundColor")
+    assert set(seen) == {"auto", "light", "dark"}
+    assert seen["light"] == "rgb(255, 255, 255)" != seen["dark"]
 
 
 def test_pages_fit_a_phone(visits):
@@ -246,3 +326,5 @@ def test_search_works_from_a_disk(site, chromium):
     chromium.open(f"{(site / 'search.html').as_uri()}?q=encoder")
     assert wait_for(chromium, "document.querySelector('#search-results li a') !== null")
     assert chromium.errors == []
+    found = chromium.run("[...document.querySelectorAll('#search-results li a')].map(a => a.href)")
+    assert any("/chapters/02-architecture.html" in address for address in found)
