@@ -223,38 +223,40 @@
   }
 
   /* Let a point be moved over a canvas by mouse, finger and arrow keys; with Shift in small steps.
-     `at()` is the point, `move(x, y)` sets it; both in units of `scale()`, which is
-     {left, right, bottom, top}. */
+     `at()` is the point, `move(x, y, first)` sets it; both in units of `scale()`, which is
+     {left, right, bottom, top}. `first` tells the beginning of a drag from what follows, and is
+     undefined for keys. `step` is that of a key, or one across and one up. */
   function movable(sheet, { at, move, scale, step }) {
     const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
-    const put = (x, y) => {
+    const steps = Array.isArray(step) ? step : [step, step];
+    const put = (x, y, first) => {
       const { left, right, bottom, top } = scale();
-      move(clamp(x, left, right), clamp(y, bottom, top));
+      move(clamp(x, left, right), clamp(y, bottom, top), first);
     };
-    const follow = (event) => {
+    const follow = (event, first) => {
       const box = sheet.getBoundingClientRect();
       const { left, right, bottom, top } = scale();
       const across = (event.clientX - box.left) / box.width;
       const down = (event.clientY - box.top) / box.height;
-      put(left + across * (right - left), top - down * (top - bottom));
+      put(left + across * (right - left), top - down * (top - bottom), first);
     };
     sheet.style.touchAction = "none";
     sheet.tabIndex = 0;
     sheet.addEventListener("pointerdown", (event) => {
       sheet.setPointerCapture(event.pointerId);
       sheet.focus({ focusVisible: false });
-      follow(event);
+      follow(event, true);
       event.preventDefault();
     });
     sheet.addEventListener("pointermove", (event) => {
-      if (sheet.hasPointerCapture(event.pointerId)) follow(event);
+      if (sheet.hasPointerCapture(event.pointerId)) follow(event, false);
     });
     sheet.addEventListener("keydown", (event) => {
       const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
       if (!way || event.ctrlKey || event.altKey || event.metaKey) return;
-      const far = event.shiftKey ? step / 5 : step;
+      const far = event.shiftKey ? 0.2 : 1;
       const [x, y] = at();
-      put(x + far * way[0], y + far * way[1]);
+      put(x + far * steps[0] * way[0], y + far * steps[1] * way[1]);
       event.preventDefault();
     });
   }
