@@ -88,7 +88,7 @@ vaeBook.make.bells = (body) => {
     cells.divergence.textContent = fixed(divergence);
     cells.post.textContent = fixed(post);
     cells.off.textContent = fixed(divergence - post);
-    said.say(`With μ = ${fixed(state.mu)} and σ = ${fixed(state.sigma)} the divergence from the prior is ${fixed(divergence)} nats, ${fixed(divergence / Math.LN2)} bits; the post’s form says ${fixed(post)}.`);
+    said.say(() => `With μ = ${fixed(state.mu)} and σ = ${fixed(state.sigma)} the divergence from the prior is ${fixed(divergence)} nats, ${fixed(divergence / Math.LN2)} bits; the post’s form says ${fixed(post)}.`);
   }
   const sliders = [
     book.slider({ label: "μ", min: -3.5, max: 3.5, step: 0.01, value: state.mu, oninput: (mu) => move(mu, state.sigma) }),
@@ -98,7 +98,7 @@ vaeBook.make.bells = (body) => {
   const buttons = settings.map(([words, mu, sigma]) => book.button(words, () => move(mu, sigma)));
   const side = element("div", { class: "vae-side" }, ...sliders, table, element("div", { class: "vae-row" }, ...buttons));
   body.append(element("div", { class: "vae-panes" }, chart, side), said,
-    element("p", { class: "vae-hint" }, "Blue is q, dashed the prior N(0, 1). Drag the ring, or move it with the arrow keys: sideways moves μ, upwards narrows σ. The heights are rescaled as the bell grows."));
+    book.hint("Blue is q, dashed the prior N(0, 1). Drag the ring, or move it with the arrow keys: sideways moves μ, upwards narrows σ. The heights are rescaled as the bell grows.", chart));
   show();
   return { state, move, forms };
 };

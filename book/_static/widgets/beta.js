@@ -25,9 +25,8 @@ vaeBook.make.beta = (body) => {
   const said = book.spoken();
   said.classList.add("vae-answer");
   const inputs = {};
-  let names = 0;
   function field(key, label, input) {
-    input.id = `vae-beta-${++names}`;
+    input.id = book.name();
     inputs[key] = input;
     input.value = state[key];
     input.addEventListener("input", () => {
@@ -47,13 +46,13 @@ vaeBook.make.beta = (body) => {
       if (input.type === "number") input.setAttribute("aria-invalid", String(!input.checkValidity()));
     }
     if (!whole || !weights) {
-      said.say("Sizes are whole numbers above zero; the weight of the reconstruction is above zero, that of the divergence not below.");
+      said.say(() => "Sizes are whole numbers above zero; the weight of the reconstruction is above zero, that of the divergence not below.");
       return;
     }
     const { beta, sigma } = implied(state);
     const means = beta === 1 ? "The loss is −ELBO." : `A nat of rate is counted ${beta > 1 ? "more" : "less"} than once.`;
-    if (state.kind === "cross entropy") said.say(`β = ${short(beta)}. ${means}`);
-    else said.say(`β = ${short(beta)}: a nat has to save ${short(beta)} of squared error. The decoder is told that a pixel is off by σ = ${short(sigma)}, in the unit of the pixels.`);
+    if (state.kind === "cross entropy") said.say(() => `β = ${short(beta)}. ${means}`);
+    else said.say(() => `β = ${short(beta)}: a nat has to save ${short(beta)} of squared error. The decoder is told that a pixel is off by σ = ${short(sigma)}, in the unit of the pixels.`);
   }
   function fill(name) {
     Object.assign(state, SETTINGS[name]);
@@ -72,8 +71,8 @@ vaeBook.make.beta = (body) => {
         field("divergence", "over the latents", list("mean", "sum")),
         field("latents", "latents", number({ min: 1, step: 1 })),
         field("weightKl", "weight", number({ min: 0, step: "any" })))),
-    element("p", { class: "vae-hint" }, "Fill in:"), presets, said,
-    element("p", { class: "vae-hint" }, "Over the batch both terms are averaged, or both summed. If one alone is summed over a batch of M images, multiply its weight by M."),
+    book.hint("Fill in:"), presets, said,
+    book.hint("Over the batch both terms are averaged, or both summed. If one alone is summed over a batch of M images, multiply its weight by M."),
   );
   show();
   return { state, implied, fill };

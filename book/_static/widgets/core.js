@@ -8,10 +8,10 @@
   const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   const numbers = (text, Kind) => new Kind(bytes(text).buffer);
 
-  /* A layer as book/export_weights.py writes it: all bits, or 8 of them and a scale for each row. */
-  function layer({ outputs, bias, floats, bytes: small, scale }) {
+  /* A layer as book/export_weights.py writes it: all bits, or whole numbers and a scale for each row. */
+  function layer({ outputs, bias, floats, whole: packed, width, scale }) {
     if (floats) return { outputs, bias: numbers(bias, Float32Array), weights: numbers(floats, Float32Array) };
-    const whole = numbers(small, Int8Array);
+    const whole = numbers(packed, width === 1 ? Int8Array : Int16Array);
     const scales = numbers(scale, Float32Array);
     const inputs = whole.length / outputs;
     const weights = Float32Array.from(whole, (n, k) => n * scales[Math.floor(k / inputs)]);
@@ -22,16 +22,27 @@
 
   function affine({ outputs, bias, weights }, x) {
     const y = new Float32Array(outputs);
+    const inputs = x.length;
+    const fours = inputs - (inputs % 4);
     for (let row = 0, at = 0; row < outputs; row++) {
-      let sum = bias[row];
-      for (let k = 0; k < x.length; k++, at++) sum += weights[at] * x[k];
-      y[row] = sum;
+      // Four sums that do not wait for one another.
+      let [a, b, c, d] = [bias[row], 0, 0, 0];
+      let k = 0;
+      for (; k < fours; k += 4, at += 4) {
+        a += weights[at] * x[k];
+        b += weights[at + 1] * x[k + 1];
+        c += weights[at + 2] * x[k + 2];
+        d += weights[at + 3] * x[k + 3];
+      }
+      for (; k < inputs; k++, at++) a += weights[at] * x[k];
+      y[row] = a + b + c + d;
     }
     return y;
   }
 
   /* Affine layers with a tanh between each two; with `last`, after the last one too. */
-  function run(layers, x, last = false) {
+  function run(layers, given, last = false) {
+    let x = Float32Array.from(given);
     layers.forEach((each, k) => {
       x = affine(each, x);
       if (last || k < layers.length - 1) x = x.map(Math.tanh);
@@ -94,7 +105,7 @@
   // ------------------------------------------------------------------ words
 
   let names = 0;
-  const name = () => `vae-${++names}`;
+  const name = () => `vae-${++names}`; // an id
   const fixed = (value, digits = 2) => value.toFixed(digits).replace(/^-(?=0\.?0*$)/, "").replace("-", "−");
 
   function element(tag, attributes = {}, ...children) {
@@ -107,14 +118,21 @@
     return made;
   }
 
-  /* A line that is read aloud, but only when the numbers have come to rest. */
+  /* A line that is read aloud, but only when the numbers have come to rest; `words` makes it then. */
   function spoken() {
     const line = element("p", { class: "vae-said", "aria-live": "polite" });
     let waiting;
-    line.say = (text) => {
+    line.say = (words) => {
       clearTimeout(waiting);
-      waiting = setTimeout(() => { line.textContent = text; }, 250);
+      waiting = setTimeout(() => { line.textContent = words(); }, 250);
     };
+    return line;
+  }
+
+  /* What can be done, for all to read, and read aloud with the canvas that it is about. */
+  function hint(text, sheet) {
+    const line = element("p", { class: "vae-hint", id: name() }, text);
+    if (sheet) sheet.setAttribute("aria-describedby", line.id);
     return line;
   }
 
@@ -126,18 +144,19 @@
   function slider({ label, min, max, step, value, show = fixed, oninput }) {
     const id = name();
     const input = element("input", { type: "range", id, min, max, step, value });
-    const output = element("output", { for: id });
+    // Not an <output>: it would be read aloud besides, and so would twenty others.
+    const shown = element("span", { class: "vae-value", "aria-hidden": "true" });
     const put = (to) => {
       input.value = to;
-      output.textContent = show(Number(input.value));
-      input.setAttribute("aria-valuetext", output.textContent);
+      shown.textContent = show(Number(input.value));
+      input.setAttribute("aria-valuetext", shown.textContent);
     };
     input.addEventListener("input", () => {
       put(input.value);
       oninput(Number(input.value));
     });
     put(value);
-    const row = element("div", { class: "vae-slider" }, element("label", { for: id }, label), input, output);
+    const row = element("div", { class: "vae-slider" }, element("label", { for: id }, label), input, shown);
     return Object.assign(row, { put, input });
   }
 
@@ -263,7 +282,7 @@
 
   Object.assign(book, {
     bytes, numbers, network, run, sigmoid, encode, logProb, rate, elbo, unpacked, normal,
-    fixed, element, spoken, button, slider, choice, select, digit, VIEWS, toss, seen,
-    drawing, movable,
+    fixed, element, spoken, hint, button, slider, choice, select, digit, VIEWS, toss, seen,
+    drawing, movable, name,
   });
 })();

@@ -103,13 +103,13 @@ vaeBook.make.draw = (body) => {
     for (const [key, cell] of Object.entries(cells)) cell.textContent = finished ? fixed(state.found[key], 1) : "…";
     if (!finished) return;
     const { rate, distortion, elbo } = state.found;
-    said.say(`The encoder answers with mean (${fixed(q.mean[0])}, ${fixed(q.mean[1])}) and standard deviations (${fixed(q.std[0])}, ${fixed(q.std[1])}). Distortion ${fixed(distortion, 1)}, rate ${fixed(rate, 1)}, ELBO ${fixed(elbo, 1)} nats; the average of held-out images is ${fixed(parts.elbo, 1)}.`);
+    said.say(() => `The encoder answers with mean (${fixed(q.mean[0])}, ${fixed(q.mean[1])}) and standard deviations (${fixed(q.std[0])}, ${fixed(q.std[1])}). Distortion ${fixed(distortion, 1)}, rate ${fixed(rate, 1)}, ELBO ${fixed(elbo, 1)} nats; the average of held-out images is ${fixed(parts.elbo, 1)}.`);
   }
   function clear() {
     Object.assign(state, { strokes: [], pixels: null, found: null });
     [given, back].forEach((picture) => picture.show(new Float32Array(784)));
     Object.values(cells).forEach((cell) => { cell.textContent = "…"; });
-    said.say("The sheet is empty.");
+    said.say(() => "The sheet is empty.");
     map.scene();
     sheet.scene();
   }
@@ -145,9 +145,9 @@ vaeBook.make.draw = (body) => {
   const controls = element("div", { class: "vae-row" }, book.button("clear", clear), from, put);
   const pictures = element("div", { class: "vae-row vae-pictures" }, figure(given, "what the encoder sees"), figure(back, "what comes back"));
   body.append(
-    element("div", { class: "vae-panes" }, element("div", { class: "vae-side vae-wide" }, sheet, controls), element("div", { class: "vae-side" }, pictures, table), map),
+    element("div", { class: "vae-panes" }, element("div", { class: "vae-side" }, sheet, controls), map, pictures, table),
     said,
-    element("p", { class: "vae-hint" }, "What you draw is scaled until its longer side is 20 pixels, and centred by its mass on 28 × 28, as the pictures of MNIST were. Then each pixel that is at least half covered becomes ink, as in the training. The ellipses hold one and two standard deviations of the encoder’s answer. What comes back is decoded from its mean; the distortion is an average over the whole of it."),
+    book.hint("What you draw is scaled until its longer side is 20 pixels, and centred by its mass on 28 × 28, as the pictures of MNIST were. Then each pixel that is at least half covered becomes ink, as in the training. The ellipses hold one and two standard deviations of the encoder’s answer. What comes back is decoded from its mean; the distortion is an average over the whole of it.", sheet),
   );
   example(7);
   return { state, show, clear, example };

@@ -83,7 +83,7 @@ vaeBook.make.gap = (body) => {
     chart.scene();
     const now = terms();
     for (const [key, cell] of Object.entries(cells)) cell.textContent = fixed(now[key], 4);
-    said.say(`q = (${state.q.map((q) => fixed(q)).join(", ")}), bar ${state.bar + 1} in hand. ELBO ${fixed(now.elbo, 4)}, gap ${fixed(now.gap, 4)}; together log p(x) = ${fixed(now.evidence, 4)} nats.`);
+    said.say(() => `q = (${state.q.map((q) => fixed(q)).join(", ")}), bar ${state.bar + 1} in hand. ELBO ${fixed(now.elbo, 4)}, gap ${fixed(now.gap, 4)}; together log p(x) = ${fixed(now.evidence, 4)} nats.`);
   }
   const sliders = prior.map((_, k) => book.slider({
     label: `q(z = ${k + 1})`, min: LEAST, max: 1 - 2 * LEAST, step: 0.001, value: 1 / 3, oninput: (value) => set(k, value),
@@ -92,7 +92,7 @@ vaeBook.make.gap = (body) => {
   const buttons = settings.map(([words, q]) => book.button(words, () => put(q)));
   const side = element("div", { class: "vae-side" }, ...sliders, table, element("div", { class: "vae-row" }, ...buttons));
   body.append(element("div", { class: "vae-panes" }, chart, side), said,
-    element("p", { class: "vae-hint" }, "The bars are q, the green lines the posterior, the dashed ones the prior. Drag a bar, or choose one with the left and right arrow keys and move it with the others; the other two keep their proportions."));
+    book.hint("The bars are q, the green lines the posterior, the dashed ones the prior. Drag a bar, or choose one with the left and right arrow keys and move it with the others; the other two keep their proportions.", chart));
   show();
   return { state, put, set, terms };
 };

@@ -23,21 +23,23 @@
     return asked[name];
   };
   const script = (name) => {
-    const src = `${folder}${name}.js`;
-    return load(name, Object.assign(document.createElement("script"), { src }));
+    const made = document.createElement("script");
+    made.async = false; // they run in the order in which they are asked for
+    made.src = `${folder}${name}.js`;
+    return load(name, made);
   };
 
   async function start(place) {
     const name = place.dataset.widget;
     const href = `${folder}widgets.css`;
     const style = Object.assign(document.createElement("link"), { rel: "stylesheet", href });
-    await Promise.all([load("style", style), script("core"), ...NEEDS[name].map(script)]);
-    await script(name);
+    await Promise.all([load("style", style), ...["core", ...NEEDS[name], name].map(script)]);
     const body = document.createElement("div");
     body.className = "vae-body";
+    place.vae = vaeBook.make[name](body);
+    // Only now the picture may go: had anything failed, it would still stand there.
     place.append(body);
     place.classList.add("live");
-    place.vae = vaeBook.make[name](body);
   }
 
   addEventListener("DOMContentLoaded", () => {

@@ -7,7 +7,7 @@ vaeBook.make.plane = (body) => {
   const state = { z: [-0.5, 1.5], view: book.VIEWS[0] };
 
   const map = book.map(
-    { class: "vae-map", role: "application", "aria-roledescription": "point on a plane" },
+    { class: "vae-map", role: "application", "aria-roledescription": "point on a plane", "aria-label": "The plane of two latents" },
     (pen, place, colour) => {
       const [x, y] = place(state.z);
       for (const [radius, width, called] of [[9, 5, "ground"], [9, 2.5, "ink"]]) {
@@ -21,21 +21,21 @@ vaeBook.make.plane = (body) => {
   );
   const sheet = book.digit("What the decoder draws");
   const said = book.spoken();
-  const hint = element("p", { class: "vae-hint" }, "Drag the ring, or move it with the arrow keys (with Shift in small steps). Each dot is the mean of a held-out image, in the colour of its digit. The dotted circle holds 95 % of the prior.");
-  hint.id = `vae-hint-${Math.random().toString(36).slice(2)}`;
-  map.setAttribute("aria-label", "The plane of two latents");
-  map.setAttribute("aria-describedby", hint.id);
+  const hint = book.hint("Drag the ring, or move it with the arrow keys (with Shift in small steps). Each dot is the mean of a held-out image, in the colour of its digit. The dotted circle holds 95 % of the prior.", map);
 
   function show() {
     const logits = book.run(decoder, state.z);
     sheet.show(book.seen(logits, state.view));
     map.scene();
-    const near = book.nearest(state.z).slice(0, 3).map(([digit, times]) => `${times} × ${digit}`);
-    const ink = logits.reduce((sum, l) => sum + book.sigmoid(l), 0);
-    said.say(`z = (${fixed(state.z[0])}, ${fixed(state.z[1])}). The 15 nearest held-out images: ${near.join(", ")}. Ink to expect: ${fixed(ink, 0)} of 784 pixels.`);
+    said.say(() => {
+      const near = book.nearest(state.z).slice(0, 3).map(([digit, times]) => `${times} × ${digit}`);
+      const ink = logits.reduce((sum, l) => sum + book.sigmoid(l), 0);
+      return `z = (${fixed(state.z[0])}, ${fixed(state.z[1])}). The 15 nearest held-out images: ${near.join(", ")}. Ink to expect: ${fixed(ink, 0)} of 784 pixels.`;
+    });
     return logits;
   }
-  function move(...z) {
+  function move(x, y) {
+    const z = [x, y];
     state.z = z;
     sliders.forEach((slider, k) => slider.put(z[k]));
     show();

@@ -23,7 +23,7 @@ vaeBook.make.sliders = (body) => {
     const ink = logits.map(book.sigmoid);
     const changed = before ? ink.reduce((sum, p, k) => sum + Math.abs(p - before[k]), 0) : 0;
     const far = Math.sqrt(state.z.reduce((sum, z) => sum + z * z, 0));
-    said.say(`${last}Against the start ${fixed(changed, 0)} pixels’ worth of ink are changed. z lies ${fixed(far)} from the origin.`);
+    said.say(() => `${last}Against the start ${fixed(changed, 0)} pixels’ worth of ink are changed. z lies ${fixed(far)} from the origin.`);
     return logits;
   }
   function put(z, words) {
@@ -63,7 +63,7 @@ vaeBook.make.sliders = (body) => {
   const pictures = element("div", { class: "vae-row vae-pictures" }, sheet, start);
   const side = element("div", { class: "vae-side vae-stays" }, pictures, views, again, element("div", { class: "vae-row" }, from, go), element("div", { class: "vae-row" }, reset, draw));
   const many = element("div", { class: "vae-many", role: "group", "aria-label": "Latents, in the order of their rates" }, ...sliders);
-  const hint = element("p", { class: "vae-hint" }, `Each label gives the place of a latent and its rate, on average over the held-out images. The last slider is one of the other ${state.z.length - used.length} latents, which carry nothing.`);
+  const hint = book.hint(`Each label gives the place of a latent and its rate, on average over the held-out images. The last slider is one of the other ${state.z.length - used.length} latents, which carry nothing.`);
   body.append(element("div", { class: "vae-panes" }, side, many), said, hint);
   begin(0);
   return { state, put, show };
