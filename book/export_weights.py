@@ -3,11 +3,11 @@
 Each file puts one object into `vaeBook.data`, so that a page opened from a disk can load it by a
 `<script>`, which needs no server. `make book` calls this; nothing of it is committed.
 
-The large matrices go out in 8 bits, one scale for each row. Rounded one by one they would move the
-ELBO of an image by up to 0.9 nats. So each column is rounded in turn, and the columns to its right
-take over what the rounding did to the outputs, as far as they can for the inputs that the layer
-meets (Frantar and others, GPTQ, 2023, after Hassibi and Stork, 1993). The network with fifty latents
-is surer of its pixels, and 8 bits would still move one by 0.04: it goes out in 16.
+The large matrices go out in 8 bits, one scale for each row. With each weight rounded by itself the
+ELBO of an image would move by up to 0.9 nats. So the columns are rounded in turn, and those to the
+right take over what the rounding did to the outputs, as far as they can for the inputs that the
+layer meets (Frantar and others, GPTQ, 2023, after Hassibi and Stork, 1993). The network with fifty
+latents is surer of its pixels, and 8 bits would still move one by 0.04: it goes out in 16.
 """
 
 import base64
@@ -88,7 +88,7 @@ def recorded(name, **sizes):
 
 
 def met_by_decoder(model, images):
-    """Return latents for which a decoder is quantized: of images, and more widely scattered ones."""
+    """Return latents for which a decoder is rounded: of images, and more widely scattered."""
     noise = seeded(0, stream="page")
     encoded = model.encoder(images).rsample(generator=noise)
     return torch.cat([encoded, 1.5 * torch.randn(encoded.shape, generator=noise)])

@@ -1,6 +1,5 @@
 """What can be touched on the pages: driven in a real browser, by keys and by pointer."""
 
-import base64
 import json
 import os
 from itertools import product
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests import book_pages, browser, widget_pictures
+from tests import book_pages, browser
 from tests.widget_pictures import PAGES, bring, wait
 from vae_lib import checkpoints
 from vae_lib.data import binarize, load_mnist, seeded
@@ -357,29 +356,31 @@ def test_pictures_stand_where_scripts_or_files_are_missing(site, tab):
 
 
 def test_a_decode_is_quick_on_a_slow_machine(tab, open_widget):
+    """In the processor's time and not the wall's, since others may be at work here."""
     place = open_widget("plane")
+    tab.run(f"""{{
+        const net = vaeBook.network(vaeBook.data['two-decoder'].decoder);
+        const sheet = {place}.querySelector('.vae-digit');
+        window.decode = (k) => sheet.show(vaeBook.seen(vaeBook.run(net, [k / 5, 1]), 'mean'));
+    }}""")
+    tab.call("Performance.enable", timeDomain="threadTicks")
+
+    def milliseconds(script):
+        before = metric(tab, "ThreadTime")
+        tab.run(script)
+        return 1000 * (metric(tab, "ThreadTime") - before)
+
     tab.call("Emulation.setCPUThrottlingRate", rate=4)
     try:
-        times = tab.run(
-            "(() => { const times = []; for (let k = 0; k < 150; k++) {"
-            " const begun = performance.now();"
-            f" {place}.vae.move(k / 50, 1); times.push(performance.now() - begun); }}"
-            " return times.slice(50).sort((a, b) => a - b); })()"
-        )
+        tens = "for (let k = 0; k < 10; k++) decode(k)"
+        times = sorted((milliseconds(tens) - milliseconds("0")) / 10 for _ in range(25))
     finally:
         tab.call("Emulation.setCPUThrottlingRate", rate=1)
-    print(f"median {times[50]:.1f} ms, 95th percentile {times[95]:.1f} ms")
-    # 16 and 50 ms are promised on a machine with nothing else to do; here others may be at work.
-    assert times[10] < 16
+        tab.call("Performance.disable")
+    assert times[12] < 16
+    assert times[23] < 50
 
 
-def test_a_picture_of_a_widget_shows_the_widget(site, tab):
-    """Not pixel by pixel, which is a matter of fonts: it has its shape."""
-    from PIL import Image
-
-    tab.size(1300, 1000)
-    place = bring(tab, site, "bells")
-    shot = tab.run(f"(b => [b.width, b.height])({place}.querySelector('.vae-body').getBoundingClientRect())")
-    stored = Image.open(widget_pictures.PICTURES / "bells.png")
-    assert np.abs(np.subtract(stored.size, shot)).max() < 60
-    assert base64.b64encode(widget_pictures.picture(tab, place))
+def metric(tab, name):
+    metrics = tab.call("Performance.getMetrics")["metrics"]
+    return next(each["value"] for each in metrics if each["name"] == name)

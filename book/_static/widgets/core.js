@@ -62,9 +62,10 @@
   /* log p(x given z) in nats, of pixels that are 0 or 1. */
   function logProb(logits, x) {
     let sum = 0;
-    logits.forEach((l, k) => {
+    for (let k = 0; k < logits.length; k++) {
+      const l = logits[k];
       sum += x[k] * l - Math.max(l, 0) - Math.log1p(Math.exp(-Math.abs(l)));
-    });
+    }
     return sum;
   }
 
@@ -187,11 +188,12 @@
     const sheet = element("canvas", { class: "vae-digit", role: "img", width: 28, height: 28, "aria-label": label });
     const pen = sheet.getContext("2d");
     const pixels = pen.createImageData(28, 28);
+    pixels.data.fill(255);
     sheet.show = (ink) => {
-      ink.forEach((value, k) => {
-        const grey = Math.round(255 * (1 - value));
-        pixels.data.set([grey, grey, grey, 255], 4 * k);
-      });
+      for (let k = 0; k < 784; k++) {
+        const at = 4 * k;
+        pixels.data[at] = pixels.data[at + 1] = pixels.data[at + 2] = 255 * (1 - ink[k]);
+      }
       pen.putImageData(pixels, 0, 0);
     };
     return sheet;
