@@ -9,6 +9,7 @@ Jupyter Book does the work, with warnings as errors, on a copy of the sources. W
 - SOLUTIONS=0 leaves the solutions of the exercises out, for those who set them.
 - `book/finish.py` puts right what the theme has wrong, and adds links, sizes and weights.
 - A page that has moved leaves one behind that leads to it.
+- The networks of the pages' widgets are written beside them, out of the recorded weights.
 """
 
 import argparse
@@ -28,6 +29,7 @@ sys.path.insert(0, str(ROOT))  # for who calls this file and not `make`
 from book import finish  # noqa: E402
 
 MATHJAX = Path("book", "_static", "mathjax")
+WIDGETS = Path("book", "_static", "widgets")
 # One file typesets; it loads the fonts always, the rest when a formula or the reader asks for it.
 MATHJAX_FILES = [
     "tex-mml-chtml.js",
@@ -67,6 +69,9 @@ REDIRECT = """<!DOCTYPE html>
 LIBRARY_CELLS = ("library", "library-check")
 # A solution in words; one in code is a cell with the tag hide-cell. Both stand among exercises.
 SOLUTION = re.compile(r"<details>\s*<summary>The solution</summary>.*?</details>\s*", re.DOTALL)
+# What a notebook says below the picture of a widget, and what the page says there without scripts.
+IN_A_NOTEBOOK = re.compile(r"^\[The page of the book\]\(\.\./_build/html/.*$", re.MULTILINE)
+ON_THE_PAGE = "With JavaScript the picture can be touched."
 
 
 def copy_mathjax(folder):
@@ -210,6 +215,8 @@ def copy_sources(source, address, solutions=True):
         for cell in nb["cells"]:
             if cell.get("id") in cells:
                 cell["source"] = cells[cell["id"]].splitlines(keepends=True)
+            elif 'class="vae-widget"' in (written := "".join(cell["source"])):
+                cell["source"] = IN_A_NOTEBOOK.sub(ON_THE_PAGE, written).splitlines(keepends=True)
         if not solutions:
             nb["cells"] = without_solutions(nb["cells"])
         text = json.dumps(nb, ensure_ascii=False, indent=1) + "\n"
@@ -225,25 +232,34 @@ def redirect(site, former, present):
     path.write_text(REDIRECT.format(title=title, target=target), encoding="utf-8")
 
 
+def output_of(command, environment):
+    """Run a command; raise RuntimeError with what it said if it fails."""
+    run = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", env=environment
+    )
+    if run.returncode:
+        raise RuntimeError(run.stdout)
+
+
 def build(output=ROOT, solutions=True):
     """Build into `output` and return its first page; raise RuntimeError if it fails."""
     source, site = output / "_build" / "source", output / "_build" / "html"
     copy_sources(source, repository(), solutions)
     copy_mathjax(source / MATHJAX)
+    # What runs here uses the library beside it, whatever is installed.
+    paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    output_of([sys.executable, "-m", "book.export_weights", str(source / WIDGETS)], environment)
     # --all: a page that was built with a warning would not warn again, and so pass, the next time.
     command = [
         sys.executable, "-c", "from jupyter_book.cli.main import main; main()",
         "build", str(source), "-W", "-n", "--keep-going", "--all", "-q",
         "--path-output", str(output),
     ]  # fmt: skip
-    # The page of the library describes the one beside it, whatever is installed.
-    paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    run = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", env=environment
-    )
-    if run.returncode:
-        raise RuntimeError(run.stdout.replace(str(source), str(ROOT)))
+    try:
+        output_of(command, environment)
+    except RuntimeError as error:
+        raise RuntimeError(str(error).replace(str(source), str(ROOT))) from None
     finish.finish(site, site_address(repository()))
     # Jupyter Book's own says neither what it is nor in which language, and cannot be clicked.
     redirect(site, "index", "book/index")
