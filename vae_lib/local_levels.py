@@ -224,6 +224,4 @@ def level_vae(
     generator = seeded(seed, stream="level_vae")
     with torch.device(generator.device):
         head = LevelHead(shape, features, reach, components=components, generator=generator)
-    return VAE(
-        model.encoder, model.prior, LevelDecoder(model.decoder.network, head, levels=levels)
-    )
+    return VAE(model.encoder, model.prior, LevelDecoder(model.decoder.network, head, levels=levels))

@@ -340,7 +340,9 @@ class _Local:
         some = max(1, AT_ONCE // (len(block) * self.width))
         starts = range(0, max(1, len(state)), some)
         parts = [slice(start, start + some) for start in starts]
-        return self._said(np.concatenate([self._numbers(state[p], images[p], block) for p in parts]))
+        return self._said(
+            np.concatenate([self._numbers(state[p], images[p], block) for p in parts])
+        )
 
     def _numbers(self, state, images, block) -> np.ndarray:
         pixels = images.take(self.before[block], 1) * self.there[block].astype(np.float64)
