@@ -152,7 +152,7 @@ def image(picture):
 
 
 def png(picture, folder):
-    return ("optipng", "-quiet", "-o5", folder / "in.png", "-out", folder / "coded"), None
+    return ("optipng", "-quiet", "-o2", folder / "in.png", "-out", folder / "coded"), None
 
 
 def jbig(picture, folder):
@@ -339,13 +339,14 @@ def measure(choice, folder):
 
 
 def choices():
-    for kind in KINDS:
-        bits = kind != "grey"
-        for coder in (*STREAMS, *PICTURES, *(("counts",) if bits else ())):
-            if bits or coder != "JBIG1":
-                yield {"digits": kind, "coder": coder, "files": "one"}
-        for coder in ("PNG", "WebP", "JPEG XL", *(("JBIG1",) if bits else ())):
-            yield {"digits": kind, "coder": coder, "files": "one each"}
+    for files in ("one", "one each"):
+        for kind in KINDS:
+            coders = ["JBIG1", *STREAMS, "JPEG XL", "WebP", "PNG", "counts"]
+            if files == "one each":
+                coders = ["JBIG1", "JPEG XL", "WebP", "PNG"]
+            for coder in coders:
+                if kind != "grey" or coder not in ("JBIG1", "counts"):
+                    yield {"digits": kind, "coder": coder, "files": files}
 
 
 def main():
