@@ -90,7 +90,8 @@ class LevelHead(LocalHead):
             row, column = divmod(pixel, width)
             before = framed[:, row : row + reach + 1, column : column + 2 * reach + 1]
             seen = self._two(before).flatten(1) @ kernel.T
-            log_weights, means, log_scales = mixtures(self._logits(features[:, pixel] + seen))
+            numbers = self._logits(features[:, pixel] + seen).to(uniform.dtype)
+            log_weights, means, log_scales = mixtures(numbers)
             below = log_weights.exp().cumsum(-1)[:, :-1]  # the last takes what is left
             which = (uniform[:, pixel, :1] >= below).sum(-1, keepdim=True)
             mean, scale = means.gather(-1, which), log_scales.gather(-1, which).exp()
@@ -166,11 +167,13 @@ class LocalLevels:
     def sample(self, *, generator: Source = None) -> Tensor:
         """Draw each image once, pixel by pixel: greys from 0 to 1, shape (..., pixels)."""
         features, shape = self.features, self.features.shape[:-1]
-        even = uniform((*shape, 2), generator, like=features)
+        # In 16 bits the chances of a rare grey would be rounded.
+        kind = torch.promote_types(features.dtype, torch.float32)
+        even = uniform((*shape, 2), generator, like=features.new_empty(0, dtype=kind))
         with torch.no_grad():
             rows = features.reshape(-1, *features.shape[-2:])
             drawn = self.head.sample(rows, even.reshape(*rows.shape[:-1], 2), self.levels)
-        return drawn.reshape(shape)
+        return drawn.reshape(shape).to(kind)
 
 
 class LevelDecoder(nn.Module):

@@ -347,7 +347,8 @@ class _Local:
     def _numbers(self, state, images, block) -> np.ndarray:
         pixels = images.take(self.before[block], 1) * self.there[block].astype(np.float64)
         h = state.take(block, 1) + self.seen(self._shown(pixels))
-        return self.layers(h.reshape(-1, h.shape[-1])).reshape(*h.shape[:-1], -1)
+        numbers = self.layers(h.reshape(-1, h.shape[-1]))
+        return numbers.reshape(*h.shape[:-1], numbers.shape[-1])
 
     def _shown(self, pixels: np.ndarray) -> np.ndarray:
         """Return what is seen of the pixels nearby."""
