@@ -15,7 +15,8 @@ from vae_lib.data import binarize, load_mnist, quantize
 from vae_lib.exact import ONE
 from vae_lib.hierarchy import conv_hierarchy
 from vae_lib.images import EMOJI, load_images
-from vae_lib.integers import integer_model
+from vae_lib.integers import integer_model, store, stored
+from vae_lib.local_levels import level_vae
 from vae_lib.model import (
     VAE,
     CategoricalDecoder,
@@ -119,6 +120,10 @@ UNTRAINED = {
     "one component": lambda: mixed_vae(GaussianMixture(3, 1)),
     "autoregressive": lambda: mixed_vae(autoregressive()),
     "residual": lambda: (residual_vae((8, 12), 4, widths=(4, 6), features=5), None),
+    "local levels": lambda: (
+        level_vae((8, 12), 4, widths=(4, 6), features=5, levels=16),
+        None,
+    ),
     "no reach": lambda: (residual_vae((8, 8), 4, widths=(4, 6), features=5, reach=0), None),
     "odd sides": lambda: (conv_vae((2, 9, 13), 3, width=4, likelihood="bits"), None),
     "colour": lambda: (conv_vae((3, 8, 8), 3, width=4), None),
@@ -200,6 +205,17 @@ def test_the_model_is_left_as_it_was():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     integer_model(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_model_comes_back_from_its_file(tmp_path):
+    model = integer_model(dense_vae(pixels=16, hidden=8, latents=2))
+    store(tmp_path / "one.safetensors", model, figures={"bits": 3})
+    back, told = stored(tmp_path / "one.safetensors")
+    assert back.sha256 == model.sha256
+    assert told["figures"] == {"bits": 3}
+    checkpoints.write({tmp_path / "two.safetensors": checkpoints.pack({}, {"format": "other"})})
+    with pytest.raises(ValueError, match=r'expected .*two.safetensors to be a "vae_lib codec 1"'):
+        stored(tmp_path / "two.safetensors")
 
 
 def test_shapes_are_known_or_given():

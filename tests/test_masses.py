@@ -15,6 +15,7 @@ from vae_lib.autoregressive import AutoregressivePrior
 from vae_lib.convolutional import conv_vae
 from vae_lib.exact import Affine
 from vae_lib.integers import integer_model
+from vae_lib.local_levels import level_vae
 from vae_lib.masses import IntegerModel, scaled
 from vae_lib.model import dense_vae
 from vae_lib.priors import GaussianMixture
@@ -49,6 +50,9 @@ MODELS = {
     ),
     "levels": lambda: integer_model(shaken(conv_vae((3, 8, 8), 3, width=4), by=0.02)),
     "residual": lambda: integer_model(shaken(residual_vae((8, 12), 4, widths=(4, 6), features=5))),
+    "local levels": lambda: integer_model(
+        shaken(level_vae((8, 12), 4, widths=(4, 6), features=5, levels=16), by=0.02)
+    ),
     "no reach": lambda: integer_model(
         shaken(residual_vae((8, 8), 4, widths=(4, 6), features=5, reach=0, prior="normal"))
     ),

@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,7 +16,14 @@ from vae_lib.images import EMOJI, load_images
 from vae_lib.looks import DigitClassifier
 from vae_lib.model import dense_vae
 from vae_lib.objectives import terms
-from vae_lib.recorded import conv_pairs, own_split, rate_sweep, rate_ways, sharper_classifier
+from vae_lib.recorded import (
+    codec_classical,
+    conv_pairs,
+    own_split,
+    rate_sweep,
+    rate_ways,
+    sharper_classifier,
+)
 from vae_lib.records import checksums
 
 NAMES = sorted({path.stem for path in RECORDED.glob("*.json")})
@@ -27,6 +35,7 @@ UNFINISHED = {
     "sharper_ablation",
     "rate_sweep",
     "rate_ways",
+    "codec_models",
 }
 SCRIPTS = sorted(ROOT.glob("vae_lib/recorded/[!_]*.py"))
 SCRIPTS = [script for script in SCRIPTS if script.stem not in UNFINISHED]
@@ -202,6 +211,47 @@ def test_each_way_of_holding_out_holds_every_emoji_out_once(way):
         assert not set(learnt.tolist()) & set(held.tolist())
         designs = [{pictures.names[row].split(".")[0] for row in part} for part in (learnt, held)]
         assert bool(designs[0] & designs[1]) == (way == "at random")
+
+
+def stated(coder, kind):
+    """Return what is recorded of a compressor."""
+    runs = json.loads((RECORDED / "codec-classical.json").read_text(encoding="utf-8"))["runs"]
+    asked = {"digits": kind, "coder": coder, "files": "one"}
+    return next(run for run in runs if asked.items() <= run.items())
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "threshold", "grey"])
+def test_bz2_still_writes_as_much(kind):
+    pictures = codec_classical.digits(kind, load_mnist().test_images)
+    assert codec_classical.streamed("bz2", pictures)["bytes"] == stated("bz2", kind)["bytes"]
+
+
+def test_counts_of_the_training_digits_still_say_as_much():
+    found = codec_classical.counted(
+        "threshold", codec_classical.digits("threshold", load_mnist().test_images)
+    )
+    assert found["bytes"] == pytest.approx(stated("counts", "threshold")["bytes"], abs=2)
+
+
+def test_counts_see_the_nearest_pixels_before():
+    counts, row = codec_classical.Counts(), 10 * 28 + 10
+    plain = counts.contexts(np.zeros((1, 28, 28), np.uint8)).ravel()
+    seen = []
+    for pixel in range(784):
+        one = np.zeros(784, np.uint8)
+        one[pixel] = 1
+        if counts.contexts(one.reshape(1, 28, 28)).ravel()[row] != plain[row]:
+            seen.append((pixel // 28 - 10, pixel % 28 - 10))
+    assert len(seen) == 14
+    assert max(seen) == (0, -1)
+    assert {(0, -3), (-1, 2), (-3, 0), (-2, 2)} < set(seen)
+
+
+def test_a_program_that_is_missing_is_named_with_what_to_install():
+    with pytest.raises(
+        ValueError, match=r"^programs: expected pnmtovae, .*: apt-get install .*zpaq"
+    ):
+        codec_classical.run("pnmtovae")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)

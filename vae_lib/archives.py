@@ -24,11 +24,10 @@ from torch import Tensor
 
 from vae_lib import checkpoints, coding
 from vae_lib.coding import Archive
-from vae_lib.integers import IntegerModel, integer_model
+from vae_lib.integers import IntegerModel, integer_model, store, stored
 from vae_lib.picture_files import Unread, exactly, opened
 from vae_lib.runs import Run
 
-FORMAT = "vae_lib codec 1"
 MODES = {1: ("L", "1"), 3: ("RGB",), 4: ("RGBA",)}  # Pillow's, by the number of channels
 LONGEST = 255  # bytes of a part of a name
 MOST_NAMES = 2**26  # bytes of all names together
@@ -309,14 +308,11 @@ def _codec(run: Run) -> IntegerModel:
     """Return the model of a run in integers, from its folder or made of its weights."""
     weights = hashlib.sha256((run.folder / "weights.safetensors").read_bytes()).hexdigest()
     for file in sorted(run.folder.glob("codec-*.safetensors")):
-        tensors, description = checkpoints.unpack(file, FORMAT)
-        if description["weights"] == weights:
-            return _model(tensors, description)
+        model, told = stored(file)
+        if told["weights"] == weights:
+            return model
     model = integer_model(run.model, run.recipe.shape)
-    arrays, described = model.tensors()
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    description = {"format": FORMAT, "weights": weights, "model": described}
-    checkpoints.write({_place(run, model.sha256): checkpoints.pack(tensors, description)})
+    store(_place(run, model.sha256), model, weights=weights)
     return model
 
 
@@ -328,13 +324,7 @@ def _kept(run: Run, archive: Archive) -> IntegerModel:
             f"model: expected the run that the file was compressed with, but {run.folder} has no "
             f"{file.name}. Give that run with --model."
         )
-    return _model(*checkpoints.unpack(file, FORMAT))
-
-
-def _model(tensors: dict[str, Tensor], description: dict) -> IntegerModel:
-    """Make the model of what a file holds."""
-    arrays = {name: value.numpy() for name, value in tensors.items()}
-    return IntegerModel.from_tensors(arrays, description["model"])
+    return stored(file)[0]
 
 
 def _place(run: Run, sha256: str) -> Path:

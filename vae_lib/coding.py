@@ -65,7 +65,8 @@ class BigStack:
 
     Of the numbers below `CHANCES`, the upper `chance` ones stand for yes, the others for no. To
     push an answer is to write a last digit in base `CHANCES` that stands for it; the number itself
-    chooses which of them, by its remainder, so that nothing is wasted (Duda 2009).
+    chooses which of them, by its remainder, so that nothing is wasted: the range variant of Duda
+    (2013).
 
     Arguments:
         number: What is on the stack.

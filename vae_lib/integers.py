@@ -8,16 +8,19 @@ compute something else.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vae_lib import checkpoints
 from vae_lib.arguments import kind, whole
 from vae_lib.autoregressive import AutoregressivePrior, LocalDecoder, LocalHead
 from vae_lib.convolutional import ConvDecoder, ConvEncoder, _Down, _GreyAndScale, _Up
 from vae_lib.exact import BITS, ONE
+from vae_lib.local_levels import LevelDecoder, LevelHead
 from vae_lib.masses import FORMAT, LIMIT, IntegerModel
 from vae_lib.model import (
     VAE,
@@ -33,6 +36,7 @@ from vae_lib.residual import ResidualBlock, ResidualDecoder, ResidualEncoder, _D
 
 GRID = 9  # cells of 1/32
 WEIGHT_BITS = 12
+STORED = "vae_lib codec 1"
 
 
 def integer_model(
@@ -46,8 +50,9 @@ def integer_model(
 
     Arguments:
         model: One whose parts are those of `dense_vae`, `conv_vae` or `residual_vae`, with
-            probabilities for pixels: its decoder is a `BernoulliDecoder`, a `LocalDecoder` or a
-            `DiscretizedLogisticDecoder`. Its prior may also be a `GaussianMixture`.
+            probabilities for pixels: its decoder is a `BernoulliDecoder`, a `LocalDecoder`, a
+            `DiscretizedLogisticDecoder` or a `LevelDecoder`. Its prior may also be a
+            `GaussianMixture`.
         shape: Channels, height and width of an image, where the networks do not know them. None
             takes one channel and a square.
         grid: A latent has 2^grid cells, 4 to 14.
@@ -76,11 +81,37 @@ def integer_model(
     described = {"format": FORMAT, "levels": levels, "grid": grid}
     described["encoder"] = down.steps(model.encoder.network)
     described["centre"] = [2, levels - 1] if down.centred else [1, 0]
-    described["decoder"], described["head"] = _decoder(model.decoder, up, reader("head", 1))
+    near = reader("head", 1 / (levels - 1))
+    described["decoder"], described["head"] = _decoder(model.decoder, up, near)
     described["prior"] = _prior(model.prior, reader("prior", unit))
     described["shape"] = _shape(shape, down.shape, down.inputs)
     described["latents"] = up.inputs
     return IntegerModel(arrays, described)
+
+
+def store(file: Path, model: IntegerModel, **told) -> None:
+    """Write an integer model to a file, with whatever else is to be told of it.
+
+    Arguments:
+        file: Where.
+        model: What `stored` will return.
+        told: JSON types; none of them is named "format" or "model".
+    """
+    arrays, described = model.tensors()
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    description = {"format": STORED, **told, "model": described}
+    checkpoints.write({Path(file): checkpoints.pack(tensors, description)})
+
+
+def stored(file: Path) -> tuple[IntegerModel, dict]:
+    """Read what `store` wrote: the model, and what was told of it.
+
+    Raises:
+        ValueError: Another file, or a changed one.
+    """
+    tensors, told = checkpoints.unpack(Path(file), STORED)
+    arrays = {name: value.numpy() for name, value in tensors.items()}
+    return IntegerModel.from_tensors(arrays, told.pop("model")), told
 
 
 def _within(name: str, value: int, low: int, high: int) -> int:
@@ -118,16 +149,18 @@ def _decoder(decoder: nn.Module, to: "_Reader", near: "_Reader") -> tuple[list, 
         steps = to.steps(decoder.network.network if held else decoder.network)
         head = {"middle": ONE // 2 if held else 0, "scale": "level" if held else "plain"}
         return steps, {"kind": "levels", **head}
-    if type(decoder) is LocalDecoder and type(decoder.head) is LocalHead:
-        head = decoder.head
-        seen = near.affine(head.weight[:, head.seen])
+    if type(decoder) in LOCAL and type(decoder.head) is LOCAL[type(decoder)][0]:
+        head, told = decoder.head, {"kind": LOCAL[type(decoder)][1], "reach": decoder.head.reach}
+        told["seen"] = near.affine(head.weight[..., head.seen].flatten(1))
         layers = [["residual", [["table", "silu"], near.affine(*_of(m))]] for m in head.layers]
-        layers += [["table", "silu"], near.affine(*_of(head.last))]
-        told = {"kind": "local", "reach": head.reach, "seen": seen, "layers": layers}
+        told["layers"] = [*layers, ["table", "silu"], near.affine(*_of(head.last))]
         return to.steps(decoder.network), told
     if type(decoder) is GaussianDecoder:
         raise _other(decoder, "a decoder with probabilities, since a density is no number of bits")
     raise _other(decoder, "a decoder with probabilities of bits or levels")
+
+
+LOCAL = {LocalDecoder: (LocalHead, "local"), LevelDecoder: (LevelHead, "local levels")}
 
 
 def _prior(prior: nn.Module, to: "_Reader") -> dict:

@@ -333,19 +333,48 @@ class _Local:
         self.before = np.where(self.there, rows * width + columns, 0)
         self.seen = Chain([told["seen"]], tensors)
         self.layers = Chain(told["layers"], tensors)
-        self.layers.bound(features + self.seen.bound(1))
+        self.layers.bound(features + self.seen.bound(model.levels - 1))
         self.width = self.layers.widest(np.zeros((1, len(self.seen.steps[0].rows))))
 
     def __call__(self, state, images, block) -> Cumulative:
         some = max(1, AT_ONCE // (len(block) * self.width))
         starts = range(0, max(1, len(state)), some)
         parts = [slice(start, start + some) for start in starts]
-        return coins(np.concatenate([self._logits(state[p], images[p], block) for p in parts]))
+        return self._said(
+            np.concatenate([self._numbers(state[p], images[p], block) for p in parts])
+        )
 
-    def _logits(self, state, images, block) -> np.ndarray:
+    def _numbers(self, state, images, block) -> np.ndarray:
         pixels = images.take(self.before[block], 1) * self.there[block].astype(np.float64)
-        h = state.take(block, 1) + self.seen(pixels)
-        return self.layers(h.reshape(-1, h.shape[-1])).reshape(h.shape[:-1])
+        h = state.take(block, 1) + self.seen(self._shown(pixels))
+        numbers = self.layers(h.reshape(-1, h.shape[-1]))
+        return numbers.reshape(*h.shape[:-1], numbers.shape[-1])
+
+    def _shown(self, pixels: np.ndarray) -> np.ndarray:
+        """Return what is seen of the pixels nearby."""
+        return pixels
+
+    def _said(self, numbers: np.ndarray) -> Cumulative:
+        """Return the masses that a pixel's numbers stand for."""
+        return coins(numbers[..., 0])
 
 
-HEADS = {"coins": _Coins, "levels": _Levels, "local": _Local}
+class _LocalLevels(_Local):
+    """Levels that also depend on pixels nearby: mixtures of logistics, on the same fronts."""
+
+    def __init__(self, model: IntegerModel, tensors: dict, told: dict, features: int):
+        super().__init__(model, tensors, told, features)
+        self.levels = model.levels
+
+    def _shown(self, pixels: np.ndarray) -> np.ndarray:
+        return np.concatenate([pixels, (self.levels - 1) * (pixels > 0)], -1)
+
+    def _said(self, numbers: np.ndarray) -> Cumulative:
+        logits, means, raw = np.split(clipped(numbers), 3, -1)
+        location = clipped(means * (self.levels - 1))
+        inverse = scaled("level", raw, self.levels)
+        edges = self.levels, -ONE // 2, ONE
+        return Cumulative(logistic(), location, inverse, *edges, shares(logits))
+
+
+HEADS = {"coins": _Coins, "levels": _Levels, "local": _Local, "local levels": _LocalLevels}
