@@ -61,9 +61,6 @@ REDIRECT = """<!DOCTYPE html>
 """
 # The two cells below the first of each chapter are known by these ids.
 LIBRARY_CELLS = ("library", "library-check")
-# What a notebook says below the picture of a widget, and what the page says there without scripts.
-IN_A_NOTEBOOK = re.compile(r"^\[The page of the book\]\(\.\./_build/html/.*$", re.MULTILINE)
-ON_THE_PAGE = "With JavaScript the picture can be touched."
 
 
 def copy_mathjax(folder):
@@ -172,8 +169,6 @@ def copy_sources(source, address):
         for cell in nb["cells"]:
             if cell.get("id") in cells:
                 cell["source"] = cells[cell["id"]].splitlines(keepends=True)
-            elif 'class="vae-widget"' in (written := "".join(cell["source"])):
-                cell["source"] = IN_A_NOTEBOOK.sub(ON_THE_PAGE, written).splitlines(keepends=True)
         text = json.dumps(nb, ensure_ascii=False, indent=1) + "\n"
         path.write_text(text, encoding="utf-8")
 
