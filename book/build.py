@@ -69,9 +69,6 @@ REDIRECT = """<!DOCTYPE html>
 LIBRARY_CELLS = ("library", "library-check")
 # A solution in words; one in code is a cell with the tag hide-cell. Both stand among exercises.
 SOLUTION = re.compile(r"<details>\s*<summary>The solution</summary>.*?</details>\s*", re.DOTALL)
-# What a notebook says below the picture of a widget, and what the page says there without scripts.
-IN_A_NOTEBOOK = re.compile(r"^\[The page of the book\]\(\.\./_build/html/.*$", re.MULTILINE)
-ON_THE_PAGE = "With JavaScript the picture can be touched."
 
 
 def copy_mathjax(folder):
@@ -215,8 +212,6 @@ def copy_sources(source, address, solutions=True):
         for cell in nb["cells"]:
             if cell.get("id") in cells:
                 cell["source"] = cells[cell["id"]].splitlines(keepends=True)
-            elif 'class="vae-widget"' in (written := "".join(cell["source"])):
-                cell["source"] = IN_A_NOTEBOOK.sub(ON_THE_PAGE, written).splitlines(keepends=True)
         if not solutions:
             nb["cells"] = without_solutions(nb["cells"])
         text = json.dumps(nb, ensure_ascii=False, indent=1) + "\n"
