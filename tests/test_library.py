@@ -95,7 +95,9 @@ def test_rooms_do_not_import_one_another_in_a_circle(name):
     seen, waiting = set(), [name]
     while waiting:
         one = waiting.pop()
-        new = {m for m in imported(TREES.get(one, TREES.get(f"{one}.__init__"))) if m not in seen}
+        new = imported(TREES.get(one, TREES.get(f"{one}.__init__"))) - seen
+        if "." in one:
+            new.discard(room(one))  # one script of a long run may use another's parts
         seen |= new
         waiting += new
     assert room(name) not in seen

@@ -77,7 +77,9 @@ def test_the_solutions_can_be_left_out(tmp_path):
     left_out = 0
     for label, cells in CHAPTERS.items():
         (path,) = (
-            p for p in tmp_path.glob("chapters/*.ipynb") if f"({label})=" in p.read_text("utf-8")
+            p
+            for p in tmp_path.glob("chapters/*.ipynb")
+            if f"({label})=" in p.read_text(encoding="utf-8")
         )
         kept = json.loads(path.read_text(encoding="utf-8"))["cells"]
         among = exercises(cells)
