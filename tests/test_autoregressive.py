@@ -137,8 +137,9 @@ def test_a_drawn_pixel_is_one_where_its_number_is_below_its_probability(reach):
     """What was drawn, seen by the pass over the whole image: pixel by pixel gives the same."""
     network, given = head((5, 4), reach=reach), features(7, 20, 4)
     uniform = torch.rand(7, 20, generator=source()).double()
-    x = network.sample(given, uniform)
-    p = LocalBernoulli(given, network).probabilities(x)
+    pixels = LocalBernoulli(given, network)
+    x = network.sample(given, uniform[..., None], pixels._drawn)
+    p = pixels.probabilities(x)
     assert torch.equal(x, (uniform < p).double())
     assert 0 < x.mean().item() < 1
 

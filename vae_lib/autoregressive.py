@@ -7,7 +7,7 @@ a network with masked weights, and a draw takes one pass for each number.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,8 @@ class LocalHead(nn.Module):
         torch.Size([5, 784])
     """
 
+    how = HOW  # to make images that it takes
+
     def __init__(
         self,
         shape: Sequence[int],
@@ -73,41 +75,48 @@ class LocalHead(nn.Module):
 
         Each logit is computed from the features of its pixel and from the pixels of x before it.
         """
-        check_rows("x", x, math.prod(self.shape), self.weight, HOW)
-        # The one channel comes last, so that the features of a pixel come out side by side.
-        pictures = self._framed(x.reshape(-1, *self.shape)).unsqueeze(-1).permute(0, 3, 1, 2)
-        seen = F.conv2d(pictures, self._kernel().unsqueeze(1)).permute(0, 2, 3, 1)
+        check_rows("x", x, math.prod(self.shape), self.weight, self.how)
+        # The channels stay last in memory, so that the features of a pixel come out side by side.
+        pictures = self._shown(self._framed(x.reshape(-1, *self.shape))).permute(0, 3, 1, 2)
+        seen = F.conv2d(pictures, self._kernel()).permute(0, 2, 3, 1)
         return self._logits(features + seen.reshape(*x.shape, self.features))
 
-    def sample(self, features: Tensor, uniform: Tensor) -> Tensor:
-        """Draw images pixel by pixel, each one where its uniform number is below its probability.
+    def sample(
+        self, features: Tensor, uniform: Tensor, draw: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """Draw images pixel by pixel.
 
         Arguments:
             features: Shape (n, pixels, features).
-            uniform: Numbers from 0 to 1, shape (n, pixels).
+            uniform: Numbers from 0 to 1, shape (n, pixels, draws).
+            draw: Makes pixels (n,) of what this module says of them and of the uniform numbers of
+                each, shape (n, draws).
 
         Returns:
-            Zeros and ones, shape (n, pixels).
+            What was drawn, shape (n, pixels).
         """
         (height, width), reach = self.shape, self.reach
         framed = self._framed(features.new_zeros(len(uniform), height, width))
-        kernel = self._kernel().flatten(1)
+        kernel = self._kernel().permute(0, 2, 3, 1).flatten(1)
         for pixel in range(height * width):
             row, column = divmod(pixel, width)
             before = framed[:, row : row + reach + 1, column : column + 2 * reach + 1]
-            logits = self._logits(features[:, pixel] + before.flatten(1) @ kernel.T)
-            p = torch.sigmoid(logits.to(uniform.dtype))
-            ones = (uniform[:, pixel] < p).to(p) + 0 * p  # NaN shows, rather than paper
-            framed[:, row + reach, column + reach] = ones
+            said = self._logits(features[:, pixel] + self._shown(before).flatten(1) @ kernel.T)
+            drawn = draw(said.to(uniform.dtype), uniform[:, pixel])
+            framed[:, row + reach, column + reach] = drawn
         return framed[:, reach:, reach : reach + width].flatten(1)
 
     def _framed(self, pictures: Tensor) -> Tensor:
         """Put zeros above and to both sides of pictures (n, height, width)."""
         return F.pad(pictures, (self.reach, self.reach, self.reach, 0))
 
+    def _shown(self, pictures: Tensor) -> Tensor:
+        """Return what is seen of each pixel of pictures (...), shape (..., channels)."""
+        return pictures.unsqueeze(-1)
+
     def _kernel(self) -> Tensor:
-        """Return the weights, zero where nothing may be seen."""
-        return self.weight * self.seen
+        """Return the weights (features, channels, rows, columns), zero where nothing is seen."""
+        return (self.weight * self.seen).view(self.features, -1, *self.seen.shape)
 
     def _logits(self, h: Tensor) -> Tensor:
         """Map numbers (..., features) to logits (...)."""
@@ -116,14 +125,46 @@ class LocalHead(nn.Module):
         return self.last(F.silu(h)).squeeze(-1)
 
 
-class LocalBernoulli:
+class LocalPixels:
+    """What pixels that depend on some pixels before them have in common.
+
+    Arguments:
+        features: What is known of each pixel beforehand, shape (..., pixels, features).
+        head: Says of each pixel, from features and images, how it is distributed.
+    """
+
+    draws = 1  # uniform numbers that a pixel takes
+
+    def __init__(self, features: Tensor, head: LocalHead):
+        self.features = tensor("features", features)
+        self.head = head
+
+    def sample(self, *, generator: Source = None) -> Tensor:
+        """Draw each image once, pixel by pixel, shape (..., pixels)."""
+        features, shape = self.features, self.features.shape[:-1]
+        # In 16 bits the chances of a rare pixel would be rounded.
+        kind = torch.promote_types(features.dtype, torch.float32)
+        even = uniform((*shape, self.draws), generator, like=features.new_empty(0, dtype=kind))
+        with torch.no_grad():
+            rows = features.reshape(-1, *features.shape[-2:])
+            even = even.reshape(*rows.shape[:-1], self.draws)
+            drawn = self.head.sample(rows, even, self._drawn)
+        return drawn.reshape(shape).to(kind)
+
+    def _drawn(self, said: Tensor, uniform: Tensor) -> Tensor:
+        """Make pixels (n,) of what the head says of them and of uniform numbers (n, draws)."""
+        raise NotImplementedError
+
+
+class LocalBernoulli(LocalPixels):
     r"""Pixels of zeros and ones, each a coin that depends on some pixels before it.
 
     .. math:: p(x) = \prod_i p(x_i \mid x_{<i})
 
     in reading order: row by row, each from the left.
 
-    There is no `mean`: a pixel's probability depends on the image. `probabilities` gives it.
+    There is no `mean`: a pixel's probability depends on the image. `probabilities` gives it. A
+    sample has zeros and ones.
 
     Arguments:
         features: What is known of each pixel beforehand, shape (..., pixels, features).
@@ -136,10 +177,6 @@ class LocalBernoulli:
         >>> print(f"{given.log_prob(every).exp().sum():.4f}")
         1.0000
     """
-
-    def __init__(self, features: Tensor, head: LocalHead):
-        self.features = tensor("features", features)
-        self.head = head
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logit of each pixel, given those of x before it, shape (..., pixels)."""
@@ -165,16 +202,9 @@ class LocalBernoulli:
         """
         return Bernoulli(self.logits(x)).log_prob(x)
 
-    def sample(self, *, generator: Source = None) -> Tensor:
-        """Draw each image once, pixel by pixel: zeros and ones, shape (..., pixels)."""
-        features, shape = self.features, self.features.shape[:-1]
-        # In 16 bits the chances of a rare pixel would be rounded.
-        kind = torch.promote_types(features.dtype, torch.float32)
-        even = uniform(shape, generator, like=features.new_empty(0, dtype=kind))
-        with torch.no_grad():
-            rows = features.reshape(-1, *features.shape[-2:])
-            drawn = self.head.sample(rows, even.reshape(rows.shape[:-1]))
-        return drawn.reshape(shape).to(kind)
+    def _drawn(self, said: Tensor, uniform: Tensor) -> Tensor:
+        p = torch.sigmoid(said)
+        return (uniform[:, 0] < p).to(p) + 0 * p  # NaN shows, rather than paper
 
 
 class LocalDecoder(nn.Module):

@@ -11,19 +11,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from vae_lib.arguments import tensor, whole
-from vae_lib.autoregressive import LocalHead
+from vae_lib.arguments import whole
+from vae_lib.autoregressive import LocalHead, LocalPixels
 from vae_lib.convolutional import LOG_SCALES
 from vae_lib.data import seeded
 from vae_lib.distributions import DiscretizedLogistic
 from vae_lib.model import VAE
-from vae_lib.networks import check_rows, linear
-from vae_lib.noise import Source, uniform
+from vae_lib.networks import linear
 from vae_lib.residual import residual_vae
-
-HOW = "Make greys of bytes with vae_lib.data.quantize"
 
 
 class LevelHead(LocalHead):
@@ -41,6 +37,8 @@ class LevelHead(LocalHead):
         >>> head(torch.zeros(5, 784, 32), torch.zeros(5, 784)).shape
         torch.Size([5, 784, 15])
     """
+
+    how = "Make greys of bytes with vae_lib.data.quantize"
 
     def __init__(
         self,
@@ -63,45 +61,7 @@ class LevelHead(LocalHead):
             self.last.weight *= 0.1
             self.last.bias.view(3, -1)[1] = torch.linspace(0, 1, components)
 
-    def forward(self, features: Tensor, x: Tensor) -> Tensor:
-        """Map features (..., pixels, features) and greys (..., pixels) to (..., pixels, 3 K)."""
-        check_rows("x", x, math.prod(self.shape), self.weight, HOW)
-        pictures = self._two(self._framed(x.reshape(-1, *self.shape)))
-        pictures = pictures.permute(0, 3, 1, 2)  # the channels stay last in memory
-        seen = F.conv2d(pictures, self._kernel()).permute(0, 2, 3, 1)
-        return self._logits(features + seen.reshape(*x.shape, self.features))
-
-    def sample(self, features: Tensor, uniform: Tensor, levels: int = 256) -> Tensor:
-        """Draw greys pixel by pixel.
-
-        Arguments:
-            features: Shape (n, pixels, features).
-            uniform: Numbers from 0 to 1, shape (n, pixels, 2): one chooses the component, the
-                other the place within it.
-            levels: How many greys there are.
-
-        Returns:
-            Greys from 0 to 1, shape (n, pixels).
-        """
-        (height, width), reach = self.shape, self.reach
-        framed = self._framed(features.new_zeros(len(uniform), height, width))
-        kernel = self._kernel().permute(0, 2, 3, 1).flatten(1)
-        for pixel in range(height * width):
-            row, column = divmod(pixel, width)
-            before = framed[:, row : row + reach + 1, column : column + 2 * reach + 1]
-            seen = self._two(before).flatten(1) @ kernel.T
-            numbers = self._logits(features[:, pixel] + seen).to(uniform.dtype)
-            log_weights, means, log_scales = mixtures(numbers)
-            below = log_weights.exp().cumsum(-1)[:, :-1]  # the last takes what is left
-            which = (uniform[:, pixel, :1] >= below).sum(-1, keepdim=True)
-            mean, scale = means.gather(-1, which), log_scales.gather(-1, which).exp()
-            grey = (mean + scale * torch.logit(uniform[:, pixel, 1:])).clamp(0, 1)
-            framed[:, row + reach, column + reach] = (
-                torch.round(grey * (levels - 1)) / (levels - 1)
-            ).squeeze(-1)
-        return framed[:, reach:, reach : reach + width].flatten(1)
-
-    def _two(self, pictures: Tensor) -> Tensor:
+    def _shown(self, pictures: Tensor) -> Tensor:
         """Return greys (...), and whether they are more than paper, as (..., 2)."""
         return torch.stack([pictures, (pictures > 0).to(pictures)], -1)
 
@@ -117,14 +77,14 @@ def mixtures(numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.log_softmax(logits, -1), means, low + half + half * torch.tanh(raw / half)
 
 
-class LocalLevels:
+class LocalLevels(LocalPixels):
     r"""Pixels of grey levels, each a mixture that depends on some pixels before it.
 
     .. math:: p(x) = \prod_i \sum_k \pi_k \left[ F_k(b_i) - F_k(a_i) \right], \quad
         (\pi, F) = f_i(z, x_{<i})
 
     in reading order, with the logistic distribution functions F and the bins from a to b of
-    PixelCNN++ (Salimans, Karpathy, Chen and Kingma, 2017).
+    PixelCNN++ (Salimans, Karpathy, Chen and Kingma, 2017). A sample has greys from 0 to 1.
 
     Arguments:
         features: What is known of each pixel beforehand, shape (..., pixels, features).
@@ -138,9 +98,10 @@ class LocalLevels:
         1.0000
     """
 
+    draws = 2  # one chooses the component, the other the place within it
+
     def __init__(self, features: Tensor, head: LevelHead, levels: int = 256):
-        self.features = tensor("features", features)
-        self.head = head
+        super().__init__(features, head)
         self.levels = whole("levels", levels, 2)
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -164,16 +125,13 @@ class LocalLevels:
         each = DiscretizedLogistic(*rows, levels=self.levels).log_prob(grey)
         return torch.logsumexp(log_weights + each.view(means.shape), -1).sum(-1)
 
-    def sample(self, *, generator: Source = None) -> Tensor:
-        """Draw each image once, pixel by pixel: greys from 0 to 1, shape (..., pixels)."""
-        features, shape = self.features, self.features.shape[:-1]
-        # In 16 bits the chances of a rare grey would be rounded.
-        kind = torch.promote_types(features.dtype, torch.float32)
-        even = uniform((*shape, 2), generator, like=features.new_empty(0, dtype=kind))
-        with torch.no_grad():
-            rows = features.reshape(-1, *features.shape[-2:])
-            drawn = self.head.sample(rows, even.reshape(*rows.shape[:-1], 2), self.levels)
-        return drawn.reshape(shape).to(kind)
+    def _drawn(self, said: Tensor, uniform: Tensor) -> Tensor:
+        log_weights, means, log_scales = mixtures(said)
+        below = log_weights.exp().cumsum(-1)[:, :-1]  # the last takes what is left
+        which = (uniform[:, :1] >= below).sum(-1, keepdim=True)
+        mean, scale = means.gather(-1, which), log_scales.gather(-1, which).exp()
+        grey = (mean + scale * torch.logit(uniform[:, 1:])).clamp(0, 1)
+        return (torch.round(grey * (self.levels - 1)) / (self.levels - 1)).squeeze(-1)
 
 
 class LevelDecoder(nn.Module):
