@@ -69,11 +69,6 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    return book_pages.build(tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
 def pages(site):
     return {path: Page(path) for path in [site / "index.html", *book_pages.pages(site)]}
 

@@ -2,14 +2,13 @@
 
 import base64
 import json
-import os
 import re
 import time
 
 import pytest
 
 from book import build
-from tests import accessibility, book_pages, browser
+from tests import accessibility, book_pages
 
 pytest.importorskip("jupyter_book", reason="the book is built with the extra [book]")
 
@@ -101,21 +100,6 @@ FILM = """(() => {
         left: times(figure.left - sheet.left), up: times(figure.top - sheet.top),
         caption: times(caption.top - figure.top)};
 })()"""
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    return book_pages.build(tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    program = browser.find()
-    if program is None:
-        assert "CI" not in os.environ, "no Chromium to test the pages with"
-        pytest.skip("no Chromium found")
-    with browser.Browser(program, tmp_path_factory.mktemp("profile")) as tab:
-        yield tab
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import struct
 import pytest
 
 from book import build, finish, links
-from tests import book_pages
 from tests.book_pages import ROOT
 
 pytest.importorskip("jupyter_book", reason="the book is built with the extra [book]")
@@ -18,11 +17,6 @@ GLOSSARY = r"""<dt id="term-prior">prior<a class="headerlink" href="#term-prior"
 <dd><p>What \(p_\theta(z)\) is. <a class="reference x"><span>Loss</span></a></p></dd>
 <dt id="term-gap">gap<a class="headerlink" href="#term-gap">#</a></dt><dd><p>A gap.</p></dd>"""
 KNOWN, TERMS = links.names(LIBRARY), links.terms(GLOSSARY)
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    return book_pages.build(tmp_path_factory)
 
 
 def code(*lines):

@@ -1,12 +1,10 @@
 """The book as one PDF: sheets in order and numbered, links and bookmarks that lead somewhere."""
 
-import os
 import re
 
 import pytest
 
 from book import pdf
-from tests import book_pages, browser
 from tests.book_pages import ROOT
 
 pytest.importorskip("jupyter_book", reason="the book is built with the extra [book]")
@@ -17,12 +15,9 @@ NAMES = ["book/index", "book/cheat-sheet", "chapters/01-first-vae", "book/glossa
 
 
 @pytest.fixture(scope="module")
-def printed(tmp_path_factory):
-    if browser.find() is None:
-        assert "CI" not in os.environ, "no Chromium to print with"
-        pytest.skip("no Chromium found")
+def printed(chromium_program, site, tmp_path_factory):
     output = tmp_path_factory.mktemp("pdf") / "book.pdf"
-    sheets = pdf.make(book_pages.build(tmp_path_factory), output, NAMES)
+    sheets = pdf.make(site, output, NAMES)
     reader = pypdf.PdfReader(output)
     assert len(reader.pages) == sheets
     return reader
