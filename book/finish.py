@@ -35,7 +35,7 @@ ROW = re.compile(r"(<tr[^>]*>\s*)<td(.*?)</td>", re.DOTALL)
 # focus-order-semantics: a box that scrolls.
 BOX = re.compile(r'(<div class="(?:output text_html|pst-scrollable-table-container)")(?=>)')
 PICTURE = re.compile(r'<img (?P<rest>[^>]*?src="(?P<source>[^":]+)"[^>]*?) ?/?>')
-LOADED = re.compile(r'<(?:script|link)[^>]*? (?:src|href)="([^":]+\.(?:js|css)[^"]*)"')
+LOADED = re.compile(r'<(?:script|link)[^>]*? (?:src|href)="(?P<source>[^":]+\.(?:js|css)[^"]*)"')
 LICENCE = (
     'Text and figures: <a href="https://creativecommons.org/licenses/by/4.0/" rel="license">CC BY '
     "4.0</a>."
@@ -130,7 +130,7 @@ def size_pictures(page, folder):
 
 def size_of(page, folder, pattern):
     """Return the bytes of the files that a page loads, found by a pattern, each once."""
-    found = {match.group(match.lastindex) for match in pattern.finditer(page)}
+    found = {match["source"] for match in pattern.finditer(page)}
     files = {folder / unquote(urlsplit(source).path) for source in found}
     return sum(path.stat().st_size for path in files if path.is_file())
 
@@ -142,10 +142,7 @@ def megabytes(size):
 
 def add_foot(page, path):
     """Say at the end of a page what it weighs and where its source is."""
-    pictures = sum(
-        (path.parent / source).stat().st_size
-        for source in {unquote(match["source"]) for match in PICTURE.finditer(page)}
-    )
+    pictures = size_of(page, path.parent, PICTURE)
     said = f"This page: {megabytes(len(page.encode()))}"
     if pictures:
         said += f", and {megabytes(pictures)} of pictures, which load as you come near"
